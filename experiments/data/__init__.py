@@ -1,0 +1,1 @@
+"""Builds image-text pairs from openly licensed packages: `fetch`, then `build`, then `embed`."""

@@ -1,0 +1,97 @@
+"""Models on disk: one safetensors file with the weights and, in its header, the configuration that rebuilds them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .config import ModelConfig, from_json, to_json
+from .data.images import Preprocess
+from .errors import UserError
+from .model import DualEncoder, create_model, preprocess_of
+from .tokenizer import Tokenizer, get_tokenizer
+
+BEST, LAST = "best.safetensors", "last.safetensors"
+POINT_TOLERANCE = 1e-4
+
+Loaded = tuple[DualEncoder, Preprocess, Tokenizer]
+
+
+def save_model(model: DualEncoder, config: ModelConfig, path: Path, half: bool = False) -> None:
+    """Write weights and configuration, complete or not at all: a temporary file, synced, then renamed.
+
+    Args:
+        half: store matrices in float16, half the size; the rest stays in float32.
+    """
+    weights = {name: _stored(value, half) for name, value in model.state_dict().items()}
+    metadata = {"config": json.dumps(to_json(config)), "logit_bias": json.dumps(model.logit_bias is not None)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    save_file(weights, unfinished, metadata)
+    with unfinished.open("rb+") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def _stored(value: torch.Tensor, half: bool) -> torch.Tensor:
+    value = value.detach().cpu().contiguous()
+    return value.half() if half and value.ndim >= 2 else value
+
+
+def load(source: str | Path, device: str | torch.device = "cpu") -> Loaded:
+    """A model in evaluation mode, its preprocessing and its tokenizer, from a run folder or a checkpoint file.
+
+    A run folder gives its best checkpoint, or the last where there is no best.
+
+    Raises:
+        UserError: where there is no checkpoint, it is damaged, or its configuration is not known here.
+    """
+    path = _find(Path(source))
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable checkpoint: {error}") from error
+    if "config" not in metadata:
+        raise UserError(f"{path} has no oblique_clip configuration in its header")
+    config = from_json(ModelConfig, json.loads(metadata["config"]), f"{path} (header)")
+    model = create_model(config)
+    if json.loads(metadata.get("logit_bias", "false")) and model.logit_bias is None:
+        model.logit_bias = torch.nn.Parameter(torch.zeros(()))
+    try:
+        model.load_state_dict({name: value.float() for name, value in weights.items()})
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: weights do not fit the configuration: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    check_points(model, path)
+    model.to(device).eval()
+    return model, preprocess_of(model), get_tokenizer(config.arch.tokenizer, config.arch.context_length)
+
+
+def check_points(model: torch.nn.Module, where: object) -> None:
+    """Refuse parameters that should be points on a manifold and are not."""
+    import geoopt
+
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, geoopt.ManifoldParameter):
+            drift = (parameter.manifold.projx(parameter) - parameter).abs().max().item()
+            if not drift <= POINT_TOLERANCE:
+                raise UserError(f"{where}: {name} is off its manifold by {drift:.1e} (at most {POINT_TOLERANCE:.0e})")
+
+
+def _find(source: Path) -> Path:
+    if source.is_file():
+        return source
+    for name in (BEST, LAST):
+        if (source / "checkpoints" / name).is_file():
+            return source / "checkpoints" / name
+    if not source.exists():
+        raise UserError(f"no such checkpoint or run folder: {source}")
+    raise UserError(f"{source} has no checkpoints/{BEST} or checkpoints/{LAST}")

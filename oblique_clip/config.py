@@ -1,0 +1,271 @@
+"""Every setting of a run, as frozen dataclasses: read at the edge, saved with the run, never passed around whole.
+
+Flags of the command line are the field names; the strings below the fields are their help texts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from .errors import UserError
+
+FORMAT_VERSION = 1
+Form = Literal["clip", "sphere", "oblique"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of the two towers; the named ones are in `SIZES`."""
+
+    image_size: int = 32
+    """Height and width of an image in pixels."""
+    patch_size: int = 4
+    """Side of a patch in pixels."""
+    vision_width: int = 128
+    """Channels of the image tower."""
+    vision_layers: int = 6
+    """Blocks of the image tower."""
+    vision_heads: int = 4
+    """Attention heads of the image tower."""
+    timm_name: str = "vit_base_patch16_clip_224"
+    """Any timm ViT; the sizes above replace its own. The default is open_clip's layout."""
+    text_width: int = 128
+    """Channels of the text tower."""
+    text_layers: int = 3
+    """Blocks of the text tower."""
+    text_heads: int = 4
+    """Attention heads of the text tower."""
+    context_length: int = 32
+    """Longest caption in tokens; longer ones are cut."""
+    tokenizer: Literal["tiny", "clip"] = "tiny"
+    """`tiny`: a vocabulary of 4,096 word pieces made from the shipped captions; `clip`: open_clip's, of 49,408."""
+
+
+@dataclass(frozen=True)
+class TemperatureConfig:
+    """Scale of the logits. Unset values follow the rule of `Topology.initial_scale` and `Topology.max_scale`."""
+
+    temperature: Literal["learned", "constant", "linear", "cosine", "exponential"] = "learned"
+    """`learned` as CLIP does, `constant`, or annealed from --init-scale to --final-scale."""
+    init_scale: float | None = None
+    """Scale (1/tau) at the first step."""
+    final_scale: float | None = None
+    """Scale at the last step of an annealed temperature."""
+    max_scale: float | None = None
+    """Clamp of a learned scale; `inf` removes it."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model: two towers, a topology and a temperature."""
+
+    size: str = "tiny"
+    """A name in the table of sizes; it sets the defaults below."""
+    form: Form = "oblique"
+    """`clip`: open_clip's own towers; `sphere`: ours, one class token; `oblique`: ours, one class token a sphere."""
+    topology: str = "oblique(16,8)"
+    """Where embeddings live: sphere(d), oblique(n,m), euclidean(d) or lorentz(d); a distance may follow a slash."""
+    projection: Literal["per_token", "shared", "reshaped"] = "per_token"
+    """From width to n: one matrix for each class token, one for all (official), or one token reshaped to (m, n)."""
+    class_tokens: Literal["free", "oblique"] = "free"
+    """Class tokens as free parameters, or as points on an oblique manifold stepped by RiemannianAdam."""
+    embed_dim: int = 128
+    """The budget D = n*m that forms are compared at; a topology of another size is refused."""
+    logit_bias: bool = False
+    """A learned bias on the logits, as the sigmoid loss wants (switched on with it)."""
+    arch: Architecture = field(default_factory=Architecture)
+    temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on."""
+
+    data: str = "emoji"
+    """`emoji` (the shipped set), WebDataset shards ("shards/x-{000..012}.tar"), or a CSV, TSV or Parquet file."""
+    image_column: str = "image"
+    """Column with the image path (CSV, TSV, Parquet); relative paths start at the file's folder."""
+    caption_column: str = "caption"
+    """Column with the caption (CSV, TSV, Parquet)."""
+    captions: Literal["name", "keywords", "mixed"] = "name"
+    """For the shipped set: the CLDR name, the name with its keywords, or either at random."""
+    test_families: tuple[str, ...] = ("emoji-fluent",)
+    """Families of the shipped set kept for the test; never trained on."""
+    val_families: tuple[str, ...] = ("emoji-fxemoji",)
+    """Families of the shipped set kept for choosing a checkpoint or a setting; never trained on."""
+    held_out_concepts: tuple[str, ...] = ("test",)
+    """Concepts never trained on in any family: of the fixed 80/10/10 split by hash, `test`, `val`, both or neither."""
+    caption_noise: float = 0.0
+    """Share of training captions shuffled among themselves, from 0 to 1."""
+    twins: Literal["avoid", "allow"] = "avoid"
+    """Pictures of one caption in one batch: `avoid` takes one picture a caption and batch, `allow` draws at random."""
+    augment: bool = True
+    """Random resized crop, small rotation and colour jitter; never a flip."""
+    workers: int = 2
+    """Threads that decode images (files and shards; the shipped set needs none)."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised."""
+
+    loss: Literal["info_nce", "sigmoid"] = "info_nce"
+    """Symmetric InfoNCE (CLIP) or the pairwise sigmoid loss (SigLIP)."""
+    positives: Literal["index", "caption"] = "index"
+    """`index`: only the own pair is positive, as in CLIP; `caption`: every pair with the same caption is."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How it is minimised."""
+
+    epochs: float = 10.0
+    """Passes over the training pairs (ignored where --steps is given)."""
+    steps: int | None = None
+    """Optimiser steps; needed for shards of unknown length."""
+    batch_size: int = 128
+    """Pairs a step."""
+    lr: float = 1e-3
+    """Highest learning rate."""
+    point_lr: float = 1e-2
+    """Highest learning rate of class tokens that are points (RiemannianAdam)."""
+    warmup: float = 0.1
+    """Share of the steps with a rising learning rate; a cosine to 0 follows."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices; tokens, positions, norms, biases and the scale are exempt."""
+    beta2: float = 0.98
+    """Second-moment decay of AdamW."""
+    clip_grad: float = 1.0
+    """Largest norm of the whole gradient; 0 leaves it."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """`bf16` runs the towers under autocast; points and loss stay in float32."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    out: Path = Path("runs/train")
+    """Folder of the run: config.json, metrics.jsonl, checkpoints/ and result.json."""
+    seed: int = 0
+    """Seed of weights, data order, augmentation and noise."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    eval_every: int = 0
+    """Steps between two validations; 0 validates ten times a run."""
+
+
+@dataclass(frozen=True)
+class _Size:
+    arch: Architecture
+    embed_dim: int
+    spheres: tuple[int, int]
+    projection: Literal["per_token", "shared"]
+
+
+def _standard(image_size: int, patch: int, vision: tuple[int, int, int], text: tuple[int, int, int]) -> Architecture:
+    return Architecture(
+        image_size=image_size, patch_size=patch,
+        vision_width=vision[0], vision_layers=vision[1], vision_heads=vision[2],
+        text_width=text[0], text_layers=text[1], text_heads=text[2], context_length=77, tokenizer="clip",
+    )  # fmt: skip
+
+
+# Widths, layers and heads of the ViT sizes are open_clip's model_configs.
+SIZES: dict[str, _Size] = {
+    "tiny": _Size(Architecture(), 128, (16, 8), "per_token"),
+    "small": _Size(_standard(64, 8, (192, 6, 3), (192, 6, 3)), 512, (32, 16), "per_token"),
+    "ViT-S-16": _Size(_standard(224, 16, (384, 12, 6), (384, 12, 6)), 512, (32, 16), "shared"),
+    "ViT-B-32": _Size(_standard(224, 32, (768, 12, 12), (512, 12, 8)), 512, (32, 16), "shared"),
+    "ViT-B-16": _Size(_standard(224, 16, (768, 12, 12), (512, 12, 8)), 512, (32, 16), "shared"),
+}
+FORMS: tuple[Form, ...] = ("clip", "sphere", "oblique")
+
+
+def model_config(size: str = "tiny", form: Form = "oblique", **changes: Any) -> ModelConfig:
+    """The named preset: one of `SIZES` in one of the three `FORMS`; `changes` replace single fields.
+
+    Raises:
+        UserError: for an unknown size or form.
+    """
+    if size not in SIZES:
+        raise UserError(f"unknown size {size!r}; there is {', '.join(SIZES)}")
+    if form not in FORMS:
+        raise UserError(f"unknown form {form!r}; there is {', '.join(FORMS)}")
+    chosen = SIZES[size]
+    n, m = chosen.spheres
+    topology = f"oblique({n},{m})" if form == "oblique" else f"sphere({chosen.embed_dim})"
+    config = ModelConfig(
+        size=size, form=form, topology=topology, projection=chosen.projection,
+        embed_dim=chosen.embed_dim, arch=chosen.arch,
+    )  # fmt: skip
+    return replace(config, **changes)
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON values; at the top of a run's config.json stands `format_version`."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return {"format_version": FORMAT_VERSION, **plain}
+
+
+T = TypeVar("T")
+
+
+def from_json(kind: type[T], values: dict[str, Any], where: str = "config.json") -> T:
+    """The inverse of `to_json`; keys that no field bears are refused.
+
+    Raises:
+        UserError: for an unknown key, a missing dataclass field's wrong type, or another format version.
+    """
+    values = dict(values)
+    version = values.pop("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise UserError(f"{where}: format_version {version!r} is not known here; this version reads {FORMAT_VERSION}")
+    return _build(kind, values, where)
+
+
+def _build(kind: type[T], values: Any, where: str) -> T:
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected a table of settings, found {values!r}")
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise UserError(f"{where}: unknown setting {unknown[0]!r}; there is {', '.join(sorted(hints))}")
+    return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where)
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in options:
+            raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, options))}")
+        return value
+    if origin is types.UnionType:
+        return None if value is None else _value(next(o for o in options if o is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where}: expected a list, found {value!r}")
+        return tuple(_value(options[0], item, where) for item in value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"{where}: expected {hint.__name__}, found {value!r}")
+    return value

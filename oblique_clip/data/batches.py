@@ -1,0 +1,230 @@
+"""From pairs to batches: which rows, in which order, with which captions. Every order is a function of its seed."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..tokenizer import Tokenizer, cut_to_longest
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B pairs on the CPU."""
+
+    squares: Tensor
+    """Pictures, uint8 (B, 3, H, H)."""
+    ids: Tensor
+    """Captions as token ids (B, L), cut to the longest of the batch."""
+    groups: Tensor
+    """(B,) integers, equal where captions are the same."""
+    step: int
+    """Number of the batch since the start of the run; seeds its augmentation."""
+
+
+class TrainingData(Protocol):
+    """Endless batches for the training loop."""
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Samples left out so far, by cause."""
+        ...
+
+    @property
+    def pairs(self) -> int | None:
+        """Pairs an epoch; None for a stream of unknown length."""
+        ...
+
+    def batches(self) -> Iterator[Batch]: ...
+
+
+def caption_key(caption: str) -> str:
+    """Captions that differ in case, spacing or Unicode form alone are the same caption."""
+    return " ".join(unicodedata.normalize("NFKC", caption).lower().split())
+
+
+def caption_group(caption: str) -> int:
+    """A stable 63-bit number, equal for equal captions."""
+    digest = hashlib.blake2b(caption_key(caption).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def epoch_batches(groups: Rows, batch_size: int, seed: int, epoch: int, twins: Literal["avoid", "allow"]) -> list[Rows]:
+    """Rows of each full batch of an epoch, shuffled by (seed, epoch).
+
+    With `twins="avoid"` no batch holds two rows of one group: a row that would be a twin waits for a later batch.
+    Rows left at the end that fill no batch are dropped.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(len(groups))
+    if twins == "allow":
+        return [order[i : i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
+    return [np.array(rows) for rows in without_twins(((int(groups[i]), int(i)) for i in order), batch_size)]
+
+
+Item = TypeVar("Item")
+
+
+def without_twins(stream: Iterable[tuple[int, Item]], batch_size: int) -> Iterator[list[Item]]:
+    """Batches of a stream of (group, item) in which each group occurs once; twins wait in line for the next batch."""
+    waiting: list[tuple[int, Item]] = []
+    source = iter(stream)
+    while True:
+        batch: dict[int, Item] = {}
+        still: list[tuple[int, Item]] = []
+        for group, item in waiting:
+            if group in batch or len(batch) == batch_size:
+                still.append((group, item))
+            else:
+                batch[group] = item
+        waiting = still
+        for group, item in source:
+            if group in batch:
+                waiting.append((group, item))
+                continue
+            batch[group] = item
+            if len(batch) == batch_size:
+                break
+        if len(batch) < batch_size:
+            return
+        yield list(batch.values())
+
+
+def noise_permutation(count: int, share: float, seed: int) -> Rows:
+    """Where each of `count` pairs takes its caption from: a share of them cycled among themselves at random.
+
+    Every chosen pair gets another pair's caption (a random cycle has no fixed point), the rest keep theirs.
+
+    Raises:
+        UserError: for a share outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise UserError(f"--caption-noise must lie between 0 and 1, not {share}")
+    chosen = np.random.default_rng((seed, 1)).permutation(count)[: round(share * count)]
+    source = np.arange(count)
+    source[chosen] = np.roll(chosen, 1)
+    return source
+
+
+class PairSource(Protocol):
+    """Pairs that can be read in any order."""
+
+    skipped: Counter[str]
+
+    def __len__(self) -> int: ...
+
+    def captions(self, row: int) -> tuple[str, ...]:
+        """The ways a row may be captioned in training; a batch takes one at random."""
+        ...
+
+    def groups(self) -> Rows:
+        """(N,) caption groups."""
+        ...
+
+    def fetch(self, rows: Rows) -> tuple[Tensor, list[int]]:
+        """Pictures uint8 (B', 3, H, H) of the rows that can be read, and which of `rows` they are (positions)."""
+        ...
+
+
+class MapBatches:
+    """Endless batches of a `PairSource`, one shuffled epoch behind the other.
+
+    Args:
+        noise: share of captions shuffled within the source; the permutation is `caption_rows`.
+    """
+
+    def __init__(
+        self,
+        source: PairSource,
+        tokenizer: Tokenizer,
+        batch_size: int,
+        seed: int,
+        twins: Literal["avoid", "allow"] = "avoid",
+        noise: float = 0.0,
+    ) -> None:
+        self._source, self._batch_size, self._seed = source, batch_size, seed
+        self._twins: Literal["avoid", "allow"] = twins
+        self.pairs: int | None = len(source)
+        self.caption_rows = noise_permutation(len(source), noise, seed)
+        self._groups = source.groups()[self.caption_rows]
+        self._tokens = [
+            _tokenize(tokenizer, style) for style in zip(*map(source.captions, range(len(source))), strict=True)
+        ]
+        if not len(source) or not epoch_batches(self._groups, batch_size, seed, 0, twins):
+            distinct = len(set(self._groups.tolist())) if twins == "avoid" else len(source)
+            raise UserError(f"--batch-size {batch_size} is larger than the data: {distinct} pairs can share a batch")
+
+    @property
+    def skipped(self) -> Counter[str]:
+        return self._source.skipped
+
+    def batches(self) -> Iterator[Batch]:
+        step, epoch = 0, 0
+        while True:
+            for rows in epoch_batches(self._groups, self._batch_size, self._seed, epoch, self._twins):
+                yield self._batch(rows, step)
+                step += 1
+            epoch += 1
+
+    def _batch(self, rows: Rows, step: int) -> Batch:
+        squares, kept = self._source.fetch(rows)
+        origin = self.caption_rows[rows[kept]]
+        style = np.random.default_rng((self._seed, 2, step)).integers(len(self._tokens), size=len(origin))
+        ids = torch.stack([self._tokens[s][i] for s, i in zip(style, origin, strict=True)])
+        return Batch(squares, cut_to_longest(ids), torch.from_numpy(self._groups[rows[kept]]), step)
+
+
+def _tokenize(tokenizer: Tokenizer, captions: tuple[str, ...]) -> Tensor:
+    unique = list(dict.fromkeys(captions))
+    place = {caption: i for i, caption in enumerate(unique)}
+    return tokenizer(unique)[torch.tensor([place[caption] for caption in captions])]
+
+
+def prefetch(items: Iterator[Item], depth: int = 2) -> Iterator[Item]:
+    """The same items, made ahead of time in a thread; an exception there is raised here."""
+    line: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+    closed = threading.Event()
+
+    def put(entry: tuple[Item | None, BaseException | None]) -> bool:
+        while not closed.is_set():
+            try:
+                line.put(entry, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:
+            put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            item, error = line.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            assert item is not None
+            yield item
+    finally:
+        closed.set()

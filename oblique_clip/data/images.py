@@ -1,0 +1,122 @@
+"""Pixels on their way into a model: files to RGB squares, squares to normalised batches, and training's augmentation.
+
+Squares are uint8 (B, 3, H, H); what a tower takes is float32 (B, 3, S, S), normalised by its mean and deviation.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image, upright by its EXIF tag, in RGB; transparent parts become white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def decode_square(source: bytes | Path | Image.Image, side: int) -> Tensor:
+    """An image as the middle square of its shorter side, resized to uint8 (3, side, side).
+
+    Raises:
+        OSError, ValueError: where Pillow cannot read it.
+    """
+    if isinstance(source, Image.Image):
+        image = to_rgb(source)
+    else:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+            image = to_rgb(opened)
+    image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """The deterministic transform of evaluation, as a tower wants it.
+
+    Called on a PIL image it gives (3, S, S); `batch` does the same for uint8 squares of any side.
+    """
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.batch(decode_square(image, self.image_size)[None])[0]
+
+    def batch(self, squares: Tensor) -> Tensor:
+        """uint8 (B, 3, H, H) to float32 (B, 3, S, S), resized with antialiasing where sizes differ."""
+        pixels = squares.float()
+        if squares.shape[-1] != self.image_size:
+            size = (self.image_size, self.image_size)
+            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+        return self.normalize(pixels)
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0, 255] to the tower's mean and deviation."""
+        mean = pixels.new_tensor(self.mean).view(3, 1, 1) * 255
+        std = pixels.new_tensor(self.std).view(3, 1, 1) * 255
+        return (pixels - mean) / std
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Training's random view of a batch: one affine resampling (crop, aspect, rotation), then colour.
+
+    No flip: captions speak of left and right. The draws depend on `seed` alone, whatever the device.
+    """
+
+    min_area: float = 0.5
+    """Smallest share of the picture that a crop keeps."""
+    max_aspect: float = 1.2
+    """Largest ratio of the sides that a crop stretches."""
+    max_degrees: float = 10.0
+    """Largest rotation either way."""
+    jitter: float = 0.3
+    """Largest relative change of brightness, contrast and saturation."""
+
+    def __call__(self, squares: Tensor, size: int, seed: int) -> Tensor:
+        """uint8 (B, 3, H, H) to pixels (B, 3, size, size) in [0, 255]."""
+        generator = torch.Generator().manual_seed(seed)
+        draws = torch.rand(len(squares), 8, generator=generator).to(squares.device)
+        pixels = F.grid_sample(
+            squares.float(),
+            F.affine_grid(self._affine(draws[:, :5]), [len(squares), 3, size, size], align_corners=False),
+            mode="bilinear",
+            padding_mode="border",
+            align_corners=False,
+        )
+        return self._colour(pixels, draws[:, 5:])
+
+    def _affine(self, draws: Tensor) -> Tensor:
+        """Maps from output to input coordinates, (B, 2, 3), both in [-1, 1]."""
+        area = self.min_area + (1 - self.min_area) * draws[:, 0]
+        stretch = torch.exp((2 * draws[:, 1] - 1) * math.log(self.max_aspect) / 2)
+        width, height = (area.sqrt() * stretch).clamp(max=1), (area.sqrt() / stretch).clamp(max=1)
+        angle = (2 * draws[:, 2] - 1) * math.radians(self.max_degrees)
+        shift_x, shift_y = (2 * draws[:, 3] - 1) * (1 - width), (2 * draws[:, 4] - 1) * (1 - height)
+        cos, sin = angle.cos(), angle.sin()
+        rows = [
+            torch.stack([width * cos, -height * sin, shift_x], -1),
+            torch.stack([width * sin, height * cos, shift_y], -1),
+        ]
+        return torch.stack(rows, 1)
+
+    def _colour(self, pixels: Tensor, draws: Tensor) -> Tensor:
+        brightness, contrast, saturation = (1 + self.jitter * (2 * draws - 1)).T[..., None, None, None]
+        pixels = pixels * brightness
+        pixels = contrast * pixels + (1 - contrast) * pixels.mean((1, 2, 3), keepdim=True)
+        pixels = saturation * pixels + (1 - saturation) * pixels.mean(1, keepdim=True)
+        return pixels.clamp(0, 255)

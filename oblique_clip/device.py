@@ -1,0 +1,41 @@
+"""Where a run computes, and with which versions."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+import torch
+
+from .errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes CUDA, then MPS, then the CPU; otherwise the named device.
+
+    Raises:
+        UserError: for a name torch does not know, or a device that this machine lacks.
+    """
+    if name == "auto":
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {name!r}; there is auto, cpu, cuda, cuda:N and mps") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"unknown device {name!r}; there is auto, cpu, cuda, cuda:N and mps")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: torch finds no Metal GPU on this machine; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name}: torch finds {torch.cuda.device_count()} CUDA GPUs on this machine; use --device cpu"
+        )
+    return device
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide the numbers."""
+    names = ("oblique-clip", "torch", "timm", "geoopt", "open_clip_torch")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}

@@ -1,0 +1,123 @@
+"""The evaluations of the shipped set: a held-out family, held-out concepts, and retrieval, each beside its floors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import DataConfig
+from ..data.batches import caption_group
+from ..data.emoji import EmojiSet, Record
+from ..data.images import Preprocess
+from ..data.sources import split_emoji
+from ..tokenizer import Tokenizer
+from .encode import Encoder, encode_images, encode_texts
+from .floors import pixel_neighbour, thumbnails
+from .retrieval import retrieval
+from .zeroshot import build_classifier, classification, rank_figures
+
+CHUNK = 256
+FLAGS = "flags"
+NOT_EMOJI = "openclipart"
+
+
+def evaluate_emoji(model: Encoder, preprocess: Preprocess, tokenizer: Tokenizer, config: DataConfig) -> dict[str, Any]:
+    """Every evaluation of the shipped set that `config` held out of training.
+
+    Returns:
+        `family`: zero-shot figures of the test families, with the pixel floor, and both again without flags and for
+        each source; `retrieval`: recall on the same pictures; `concepts`: zero-shot figures of emoji that training
+        never named, among the names of those alone (no neighbour in pixels can name them: their floor is chance).
+    """
+    splits = split_emoji(config)
+    report: dict[str, Any] = {}
+    if len(splits.test):
+        points = encode_images(model, _squares(splits.test), preprocess)
+        report["family"] = _family(model, tokenizer, points, splits.test, splits.train)
+        report["retrieval"] = _retrieval(model, tokenizer, points, splits.test)
+    concepts = splits.concepts.select(_where(splits.concepts, lambda record: record.family != NOT_EMOJI).numpy())
+    if len(concepts):
+        report["concepts"] = zero_shot_emoji(model, preprocess, tokenizer, concepts)
+    return report
+
+
+def zero_shot_emoji(model: Encoder, preprocess: Preprocess, tokenizer: Tokenizer, emoji: EmojiSet) -> dict[str, Any]:
+    """Zero-shot figures of the pictures of `emoji` among its own concept names."""
+    names, labels = _labels(emoji)
+    points = encode_images(model, _squares(emoji), preprocess)
+    figures = classification(points, labels, build_classifier(model, tokenizer, names), model.topology)
+    return {**figures, "images": len(emoji), "classes": len(names)}
+
+
+def validation_score(
+    model: Encoder, preprocess: Preprocess, tokenizer: Tokenizer, config: DataConfig
+) -> dict[str, float] | None:
+    """Zero-shot figures on the validation families, the deciding one first; None where the data has none."""
+    if config.data != "emoji" or not config.val_families:
+        return None
+    figures = zero_shot_emoji(model, preprocess, tokenizer, split_emoji(config).val)
+    return {name: figures[name] for name in ("top1", "top5", "mean_per_class")}
+
+
+def _family(model: Encoder, tokenizer: Tokenizer, points: Tensor, test: EmojiSet, train: EmojiSet) -> dict[str, Any]:
+    names, labels = _labels(test)
+    classifier = build_classifier(model, tokenizer, names)
+    parts = {"without_flags": _where(test, lambda record: record.group != FLAGS)}
+    sources = dict.fromkeys(record.source for record in test.records)
+    parts |= {source: _where(test, _from_source(source)) for source in sources}
+    floor = _pixel_ranks(test, train)
+
+    def figures(keep: Tensor) -> dict[str, Any]:
+        model_figures = classification(points[keep], labels[keep], classifier, model.topology)
+        return {
+            **model_figures,
+            "images": int(keep.sum()),
+            "pixel_floor": rank_figures(floor[keep], labels[keep], len(names)),
+        }
+
+    everything = torch.ones(len(test), dtype=torch.bool)
+    return {
+        **figures(everything),
+        "classes": len(names),
+        "parts": {name: figures(keep) for name, keep in parts.items()},
+    }
+
+
+def _retrieval(model: Encoder, tokenizer: Tokenizer, points: Tensor, test: EmojiSet) -> dict[str, float]:
+    captions = list({caption_group(record.caption): record.caption for record in test.records}.values())
+    texts = encode_texts(model, tokenizer, captions)
+    image_groups = torch.tensor([caption_group(record.caption) for record in test.records])
+    text_groups = torch.tensor([caption_group(caption) for caption in captions])
+    return {**retrieval(points, texts, image_groups, text_groups, model.topology), "captions": len(captions)}
+
+
+def _pixel_ranks(test: EmojiSet, train: EmojiSet) -> Tensor:
+    names, labels = _labels(test)
+    place = {name: i for i, name in enumerate(names)}
+    known = train.select(np.array([record.concept in place for record in train.records]))
+    known_labels = torch.tensor([place[record.concept] for record in known.records])
+    return pixel_neighbour(thumbnails(_squares(test)), labels, thumbnails(_squares(known)), known_labels, len(names))
+
+
+def _squares(emoji: EmojiSet) -> Iterator[Tensor]:
+    for start in range(0, len(emoji), CHUNK):
+        yield emoji.images(np.arange(start, min(start + CHUNK, len(emoji))))
+
+
+def _labels(emoji: EmojiSet) -> tuple[list[str], Tensor]:
+    """Distinct concepts in alphabetical order, and each picture's place among them."""
+    names = sorted({record.concept for record in emoji.records})
+    place = {name: i for i, name in enumerate(names)}
+    return names, torch.tensor([place[record.concept] for record in emoji.records])
+
+
+def _where(emoji: EmojiSet, test: Callable[[Record], bool]) -> Tensor:
+    return torch.tensor([test(record) for record in emoji.records], dtype=torch.bool)
+
+
+def _from_source(source: str) -> Callable[[Record], bool]:
+    return lambda record: record.source == source

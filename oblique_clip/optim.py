@@ -1,0 +1,83 @@
+"""One optimiser to the loop: fused AdamW for Euclidean parameters, RiemannianAdam for points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import geoopt
+import torch
+from torch import nn
+
+from .config import OptimConfig
+
+# Decay pulls matrices towards zero; these are read additively, or set a scale, and are left alone in every form alike.
+NO_DECAY = ("reg_token", "cls_token", "class_tokens", "class_embedding", "pos_embed", "positional_embedding")
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: to matrices, but neither to class tokens nor to positions."""
+    return parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in NO_DECAY
+
+
+class Optimizer:
+    """AdamW and RiemannianAdam behind one `step`, with one schedule for both.
+
+    Points never reach AdamW: it would walk off the manifold. RiemannianAdam's own decay does nothing on spheres.
+
+    Args:
+        total_steps: length of the schedule: a linear warm-up, then a cosine to zero.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimConfig, total_steps: int) -> None:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        points = [p for _, p in named if isinstance(p, geoopt.ManifoldParameter)]
+        free = [(name, p) for name, p in named if not isinstance(p, geoopt.ManifoldParameter)]
+        groups = [
+            {"params": [p for name, p in free if is_decayed(name, p)], "weight_decay": config.weight_decay},
+            {"params": [p for name, p in free if not is_decayed(name, p)], "weight_decay": 0.0},
+        ]
+        betas = (0.9, config.beta2)
+        self._parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, config.lr, betas, 1e-6, fused=True)]
+        if points:
+            self._parts.append(geoopt.optim.RiemannianAdam(points, config.point_lr, betas, 1e-6))
+        self._parameters = [p for _, p in named]
+        self._clip_grad = config.clip_grad
+        schedule = _schedule(total_steps, config.warmup)
+        self._schedules = [torch.optim.lr_scheduler.LambdaLR(part, schedule) for part in self._parts]
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step, of Euclidean parameters."""
+        return float(self._parts[0].param_groups[0]["lr"])
+
+    def step(self) -> None:
+        """Clip the gradient, move every parameter, clear the gradient and advance the schedule."""
+        if self._clip_grad:
+            nn.utils.clip_grad_norm_(self._parameters, self._clip_grad)
+        for part in self._parts:
+            part.step()
+            part.zero_grad(set_to_none=True)
+        for schedule in self._schedules:
+            schedule.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [p.state_dict() for p in self._parts], "schedules": [s.state_dict() for s in self._schedules]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for part, saved in zip(self._parts, state["parts"], strict=True):
+            part.load_state_dict(saved)
+        for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(saved)
+
+
+def _schedule(total: int, warmup: float) -> Callable[[int], float]:
+    rise = max(1, round(total * warmup))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
+
+    return factor

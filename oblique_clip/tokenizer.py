@@ -1,0 +1,98 @@
+"""Captions to token ids: open_clip's vocabulary for the standard sizes, a small one for the tiny size.
+
+A tokenizer is called as open_clip's are: `tokenizer(texts)` gives int64 ids (B, context_length), padded with 0 behind
+an end token that is the largest id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from importlib import resources
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+PAD_ID = 0
+TINY_VOCAB_SIZE = 4096
+END = "<end>"
+
+
+class Tokenizer(Protocol):
+    """What the library asks of a tokenizer; open_clip's `SimpleTokenizer` fits."""
+
+    context_length: int
+    vocab_size: int
+
+    def __call__(self, texts: str | list[str], context_length: int | None = None) -> Tensor: ...
+
+
+class TinyTokenizer:
+    """Word pieces of the shipped captions and CLDR keywords (byte pair encoding), in lower case."""
+
+    def __init__(self, context_length: int = 32) -> None:
+        from tokenizers import Tokenizer as Backend
+
+        text = resources.files("oblique_clip.data").joinpath("assets/tokenizer.json").read_text(encoding="utf-8")
+        self._backend = Backend.from_str(text)
+        self.context_length = context_length
+        self.vocab_size = int(self._backend.get_vocab_size())
+        self._end = self.vocab_size - 1
+
+    def __call__(self, texts: str | list[str], context_length: int | None = None) -> Tensor:
+        length = context_length or self.context_length
+        batch = [texts] if isinstance(texts, str) else list(texts)
+        ids = torch.full((len(batch), length), PAD_ID, dtype=torch.long)
+        for row, encoding in enumerate(self._backend.encode_batch(batch)):
+            tokens = [*encoding.ids[: length - 1], self._end]
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without padding and end."""
+        return str(self._backend.decode([i for i in ids if i not in (PAD_ID, self._end)]))
+
+
+def build_tiny_vocabulary(texts: Iterable[str]) -> str:
+    """Train the vocabulary of `TinyTokenizer` and return it as JSON; the end token gets the largest id."""
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend(models.BPE(unk_token="<unk>", continuing_subword_prefix="##"))
+    backend.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKD(),
+            normalizers.StripAccents(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+        ]
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    special = ["<pad>", "<unk>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=TINY_VOCAB_SIZE - 1, special_tokens=special, continuing_subword_prefix="##", show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    backend.add_special_tokens([END])
+    return str(backend.to_str(pretty=False))
+
+
+@lru_cache
+def get_tokenizer(name: str, context_length: int) -> Tokenizer:
+    """The tokenizer of an `Architecture`: `tiny` or `clip`."""
+    if name == "tiny":
+        return TinyTokenizer(context_length)
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer(context_length=context_length)
+
+
+def cut_to_longest(ids: Tensor) -> Tensor:
+    """Drop the columns that are padding in every row of ids (B, L): the features stay the same, the work shrinks.
+
+    Called where a batch is put together, on the CPU: reading a length from a GPU tensor would wait for the GPU.
+    """
+    used = (ids != PAD_ID).any(0).nonzero()
+    return ids[:, : int(used[-1]) + 1 if len(used) else 1]

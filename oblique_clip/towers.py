@@ -1,0 +1,268 @@
+"""The two towers. Each turns its input into features (B, m, n): one row of n numbers from each of m class tokens.
+
+`ImageTower` is any timm ViT, `TextTower` open_clip's transformer blocks; both carry m class tokens in front, each with
+its own position embedding, as in the official code of arXiv 2209.02127 (minogame/clip-mtob). `OpenClipImageTower` and
+`OpenClipTextTower` are open_clip's own, for the exact baseline.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import geoopt
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import LayerNorm, Transformer
+from open_clip.transformer import TextTransformer as OpenClipText
+from open_clip.transformer import VisionTransformer as OpenClipVision
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .config import Architecture
+from .errors import UserError
+from .manifold import Oblique
+from .tokenizer import PAD_ID
+
+Projection = Literal["per_token", "shared", "reshaped"]
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def make_class_tokens(count: int, width: int, kind: Literal["free", "oblique"]) -> nn.Parameter:
+    """m class tokens (m, width) drawn apart: free with norm about 1, or points on Ob(width, m)."""
+    tokens = torch.randn(count, width) / math.sqrt(width)
+    if kind == "free":
+        return nn.Parameter(tokens)
+    manifold = Oblique()
+    return geoopt.ManifoldParameter(manifold.projx(tokens), manifold=manifold)
+
+
+class TokenProjection(nn.Module):
+    """Class tokens (B, tokens, width) to features (B, m, n), without bias.
+
+    `per_token` has a matrix for each token, `shared` one for all (the official code), `reshaped` cuts the m*n outputs
+    of a single token into m rows.
+    """
+
+    def __init__(self, kind: Projection, width: int, n: int, m: int) -> None:
+        super().__init__()
+        self.kind, self.n, self.m = kind, n, m
+        shape = {"per_token": (m, width, n), "shared": (1, width, n), "reshaped": (1, width, m * n)}[kind]
+        self.weight = nn.Parameter(torch.randn(shape) / math.sqrt(width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.kind == "per_token":
+            return torch.bmm(tokens.transpose(0, 1), self.weight).transpose(0, 1)
+        return (tokens @ self.weight[0]).unflatten(-1, (-1, self.n)).flatten(1, 2)
+
+
+class _Tower(nn.Module):
+    """What towers share: freezing by groups, from the input up."""
+
+    def groups(self) -> list[list[nn.Module | nn.Parameter]]:
+        """Parts that freeze together, input first: embeddings, each block, final norm and projection."""
+        raise NotImplementedError
+
+    def lock(self, unlocked_groups: int = 0) -> None:
+        """Freeze all but the last `unlocked_groups` groups (locked-image tuning: Zhai et al. 2022)."""
+        groups = self.groups()
+        for part in (part for group in groups[: len(groups) - unlocked_groups] for part in group):
+            for parameter in part.parameters() if isinstance(part, nn.Module) else [part]:
+                parameter.requires_grad_(False)
+
+
+class ImageTower(_Tower):
+    """A timm ViT read at its m prefix tokens: images (B, 3, H, W), normalised, to features (B, m, n).
+
+    Args:
+        arch: sizes; `arch.timm_name` names the ViT that they are put into.
+        n, m: features a token, spheres. `projection="reshaped"` reads one token whatever m is.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        n: int,
+        m: int,
+        projection: Projection = "per_token",
+        class_tokens: Literal["free", "oblique"] = "free",
+    ) -> None:
+        super().__init__()
+        self.image_size = (arch.image_size, arch.image_size)
+        self.image_mean, self.image_std = CLIP_MEAN, CLIP_STD
+        self.num_tokens = 1 if projection == "reshaped" else m
+        self.trunk = _timm_vit(arch, self.num_tokens)
+        self.trunk.reg_token = make_class_tokens(self.num_tokens, arch.vision_width, class_tokens)
+        self.projection = TokenProjection(projection, arch.vision_width, n, m)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.projection(self.tokens(images))
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """The class tokens after the last norm, before projection, (B, tokens, width)."""
+        return self.trunk.forward_features(images)[:, : self.num_tokens]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.trunk.set_grad_checkpointing(enable)
+
+    def groups(self) -> list[list[nn.Module | nn.Parameter]]:
+        trunk = self.trunk
+        stem = [trunk.patch_embed, trunk.norm_pre, trunk.pos_embed, trunk.reg_token]
+        return [stem, *([block] for block in trunk.blocks), [trunk.norm, self.projection]]
+
+
+def _timm_vit(arch: Architecture, num_tokens: int) -> Any:
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    if not timm.is_model(arch.timm_name):
+        raise UserError(f"timm has no model {arch.timm_name!r}; timm.list_models('vit*') lists the ViTs")
+    try:
+        trunk = timm.create_model(
+            arch.timm_name, img_size=arch.image_size, patch_size=arch.patch_size, embed_dim=arch.vision_width,
+            depth=arch.vision_layers, num_heads=arch.vision_heads, num_classes=0,
+            # Registers are the only prefix tokens of which timm takes any number; fc_norm would move the last norm
+            # behind a pooling that is never called.
+            class_token=False, reg_tokens=num_tokens, no_embed_class=False, global_pool="avg", fc_norm=False,
+        )  # fmt: skip
+    except (TypeError, AssertionError) as error:
+        raise UserError(f"timm model {arch.timm_name!r} does not take the sizes asked for: {error}") from error
+    if not isinstance(trunk, VisionTransformer):
+        raise UserError(f"timm model {arch.timm_name!r} is no plain ViT and has no class tokens to read")
+    # timm's reg_token is (1, m, width); a Parameter of another shape is read alike, by expand over the batch.
+    return trunk
+
+
+class TextTower(_Tower):
+    """open_clip's transformer blocks, bidirectional, behind m class tokens: ids (B, L) to features (B, m, n).
+
+    Padding is masked, so a caption's features do not depend on the length its batch is cut to.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        vocab_size: int,
+        n: int,
+        m: int,
+        projection: Projection = "per_token",
+        class_tokens: Literal["free", "oblique"] = "free",
+    ) -> None:
+        super().__init__()
+        width = arch.text_width
+        self.num_tokens = 1 if projection == "reshaped" else m
+        self.context_length, self.vocab_size = arch.context_length, vocab_size
+        self.token_embedding = nn.Embedding(vocab_size, width)
+        self.class_tokens = make_class_tokens(self.num_tokens, width, class_tokens)
+        self.positional_embedding = nn.Parameter(torch.randn(self.num_tokens + arch.context_length, width) * 0.01)
+        self.transformer = Transformer(width, arch.text_layers, arch.text_heads)
+        self.ln_final = LayerNorm(width)
+        self.projection = TokenProjection(projection, width, n, m)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        init_blocks(self.transformer)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        tokens = self.class_tokens.expand(len(ids), -1, -1)
+        x = torch.cat([tokens, self.token_embedding(ids)], 1)
+        x = x + self.positional_embedding[: x.shape[1]]
+        mask = F.pad(ids != PAD_ID, (self.num_tokens, 0), value=True)
+        x = run_blocks(self.transformer, x, key_mask=mask)
+        return self.projection(self.ln_final(x[:, : self.num_tokens]))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.transformer.grad_checkpointing = enable
+
+    def groups(self) -> list[list[nn.Module | nn.Parameter]]:
+        stem: list[nn.Module | nn.Parameter] = [self.token_embedding, self.class_tokens, self.positional_embedding]
+        return [stem, *([block] for block in self.transformer.resblocks), [self.ln_final, self.projection]]
+
+
+def init_blocks(transformer: Transformer) -> None:
+    """CLIP's initialisation of text blocks, by width and depth (open_clip, `TextTransformer.init_parameters`)."""
+    width, layers = transformer.width, transformer.layers
+    inner = width**-0.5 * (2 * layers) ** -0.5
+    for block in transformer.resblocks:
+        nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+        nn.init.normal_(block.attn.out_proj.weight, std=inner)
+        nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(block.mlp.c_proj.weight, std=inner)
+
+
+def run_blocks(transformer: Transformer, x: Tensor, key_mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """open_clip's residual blocks on x (B, L, width) with one attention call each, and no mask written out per head.
+
+    The same numbers as `transformer(x, attn_mask=...)`, of which the mask would be (B * heads, L, L).
+    """
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    for block in transformer.resblocks:
+        if transformer.grad_checkpointing and torch.is_grad_enabled():
+            x = checkpoint(_run_block, block, x, mask, causal, use_reentrant=False)
+        else:
+            x = _run_block(block, x, mask, causal)
+    return x
+
+
+def _run_block(block: Any, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    attn = block.attn
+    qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
+    q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    x = x + block.ls_1(attn.out_proj(mixed.transpose(1, 2).flatten(-2)))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+class OpenClipImageTower(_Tower):
+    """open_clip's own `VisionTransformer`, unchanged; features (B, 1, embed_dim)."""
+
+    def __init__(self, arch: Architecture, embed_dim: int) -> None:
+        super().__init__()
+        self.image_size = (arch.image_size, arch.image_size)
+        self.image_mean, self.image_std = CLIP_MEAN, CLIP_STD
+        self.num_tokens = 1
+        self.trunk = OpenClipVision(
+            image_size=arch.image_size, patch_size=arch.patch_size, width=arch.vision_width, layers=arch.vision_layers,
+            heads=arch.vision_heads, mlp_ratio=4.0, output_dim=embed_dim, norm_layer=LayerNorm,
+        )  # fmt: skip
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.trunk(images)[:, None]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.trunk.set_grad_checkpointing(enable)
+
+    def groups(self) -> list[list[nn.Module | nn.Parameter]]:
+        trunk = self.trunk
+        stem = [trunk.conv1, trunk.class_embedding, trunk.positional_embedding, trunk.ln_pre]
+        return [stem, *([block] for block in trunk.transformer.resblocks), [trunk.ln_post, trunk.proj]]
+
+
+class OpenClipTextTower(_Tower):
+    """open_clip's own causal `TextTransformer`, read at the end token, on batches of any length up to its context.
+
+    Attention is causal and the end token stands last, so cutting the padding behind it changes nothing.
+    """
+
+    def __init__(self, arch: Architecture, vocab_size: int, embed_dim: int) -> None:
+        super().__init__()
+        self.context_length, self.vocab_size = arch.context_length, vocab_size
+        self.num_tokens = 1
+        self.trunk = OpenClipText(
+            context_length=arch.context_length, vocab_size=vocab_size, width=arch.text_width, heads=arch.text_heads,
+            layers=arch.text_layers, output_dim=embed_dim, norm_layer=LayerNorm,
+        )  # fmt: skip
+
+    def forward(self, ids: Tensor) -> Tensor:
+        trunk = self.trunk
+        x = trunk.token_embedding(ids) + trunk.positional_embedding[: ids.shape[1]]
+        x = run_blocks(trunk.transformer, x, causal=True)
+        end = x[torch.arange(len(x), device=x.device), ids.argmax(-1)]
+        return (trunk.ln_final(end) @ trunk.text_projection)[:, None]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.trunk.set_grad_checkpointing(enable)
+
+    def groups(self) -> list[list[nn.Module | nn.Parameter]]:
+        trunk = self.trunk
+        stem = [trunk.token_embedding, trunk.positional_embedding]
+        return [stem, *([block] for block in trunk.transformer.resblocks), [trunk.ln_final, trunk.text_projection]]

@@ -1,0 +1,265 @@
+"""One step, one loop: from a configuration to a run folder.
+
+A run folder holds config.json, metrics.jsonl (a line every `log_every` steps), TensorBoard events, checkpoints/ and,
+once finished, result.json.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from .checkpoint import BEST, LAST, load, save_model
+from .config import DataConfig, OptimConfig, TrainConfig, to_json
+from .data.batches import Batch, MapBatches, TrainingData, prefetch
+from .data.images import Augmentation, Preprocess
+from .data.sources import open_training_data
+from .device import pick_device, versions
+from .errors import UserError
+from .evaluate.encode import evaluating
+from .evaluate.tasks import evaluate_emoji, validation_score
+from .loss import LOSSES
+from .model import DualEncoder, create_model, preprocess_of
+from .optim import Optimizer
+from .tokenizer import Tokenizer, get_tokenizer
+
+VALIDATIONS = 10
+
+
+def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
+    """Run a configuration to its end and return what result.json says.
+
+    Raises:
+        UserError: for a configuration that cannot be run, before anything is written.
+    """
+    device = pick_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    model = create_model(config.model, config.loss.loss).to(device)
+    arch = config.model.arch
+    tokenizer = get_tokenizer(arch.tokenizer, arch.context_length)
+    data = open_training_data(config.data, tokenizer, config.optim.batch_size, arch.image_size, config.seed)
+    steps = total_steps(config.optim, data)
+    if (config.out / "result.json").exists():
+        raise UserError(f"{config.out} holds a finished run; name another --out or remove it")
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / "config.json").write_text(json.dumps(to_json(config), indent=2) + "\n")
+    _record_noise(config.out, config.data, data)
+
+    optimizer = Optimizer(model, config.optim, steps)
+    loop = _Loop(config, model, tokenizer, data, optimizer, steps, device)
+    began = time.perf_counter()
+    loop.run(quiet)
+    trained = time.perf_counter() - began
+    best, preprocess, _ = load(config.out, device)
+    result = {
+        "format_version": 1,
+        "form": config.model.form,
+        "topology": best.topology.spec,
+        "seed": config.seed,
+        "steps": steps,
+        "batch_size": config.optim.batch_size,
+        "loss": loop.last["loss"],
+        "scale": loop.last["scale"],
+        "best": loop.best,
+        "evaluation": evaluate_emoji(best, preprocess, tokenizer, config.data) if config.data.data == "emoji" else {},
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "train_seconds": round(trained, 2),
+        "wall_seconds": round(time.perf_counter() - began, 2),
+        "images_per_second": round(loop.rate(), 1),
+        "peak_memory_mib": peak_memory_mib(device),
+        "skipped": dict(data.skipped),
+        "versions": versions(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "command": " ".join(["oblique-clip", *sys.argv[1:]]),
+    }
+    (config.out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def total_steps(config: OptimConfig, data: TrainingData) -> int:
+    """Optimiser steps of a run.
+
+    Raises:
+        UserError: for a stream of unknown length without `steps`, or a run of no steps.
+    """
+    if config.steps is None and data.pairs is None:
+        raise UserError("shards are a stream of unknown length: say how long to train with --steps")
+    steps = round(config.epochs * (data.pairs or 0) / config.batch_size) if config.steps is None else config.steps
+    if steps < 1:
+        raise UserError(f"this run has {steps} steps; give it more --epochs or --steps")
+    return steps
+
+
+def train_step(
+    model: DualEncoder, images: Tensor, ids: Tensor, groups: Tensor | None, loss_name: str, precision: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One forward and backward pass; gives loss and both sets of points, detached."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        image_points, text_points = model.encode_image(images), model.encode_text(ids)
+    scale, bias = model.temperature.scale, model.logit_bias
+    loss = LOSSES[loss_name](image_points, text_points, model.topology, scale, bias=bias, groups=groups)
+    loss.backward()
+    return loss.detach(), image_points.detach(), text_points.detach()
+
+
+@dataclass
+class _Loop:
+    """The state of a running loop."""
+
+    config: TrainConfig
+    model: DualEncoder
+    tokenizer: Tokenizer
+    data: TrainingData
+    optimizer: Optimizer
+    steps: int
+    device: torch.device
+    last: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    _busy: float = 0.0
+    _images: int = 0
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return preprocess_of(self.model)
+
+    def rate(self) -> float:
+        """Pairs a second, of training alone."""
+        return self._images / max(self._busy, 1e-9)
+
+    def run(self, quiet: bool) -> None:
+        with _Log(self.config.out) as log, _progress_bar(self.steps, str(self.config.out), quiet) as show:
+            for batch in prefetch(self.data.batches()):
+                self._one(batch, log, show)
+                if batch.step + 1 == self.steps:
+                    break
+        save_model(self.model, self.config.model, self._checkpoint(LAST))
+        if not self.best:
+            save_model(self.model, self.config.model, self._checkpoint(BEST))
+
+    def _one(self, batch: Batch, log: _Log, show: Callable[..., None]) -> None:
+        began = time.perf_counter()
+        done = batch.step + 1
+        loss, image_points, text_points = train_step(
+            self.model,
+            self._pixels(batch),
+            batch.ids.to(self.device),
+            batch.groups.to(self.device) if self.config.loss.positives == "caption" else None,
+            self.config.loss.loss,
+            self.config.optim.precision,
+        )
+        lr = self.optimizer.lr
+        self.optimizer.step()
+        self.model.temperature.update(done / self.steps)
+        self._images += len(batch.squares)
+        logged = done % self.config.log_every == 0 or done in (1, self.steps)
+        if logged:
+            self.last = {"loss": loss.item(), "scale": self.model.temperature.scale.item(), "lr": lr}
+            self.last |= similarity_figures(self.model, image_points, text_points)
+        self._busy += time.perf_counter() - began
+        if logged:
+            log({"step": done, **self.last, "images_per_second": self.rate(), "seconds": self._busy})
+        show(done, self.last, self.rate())
+        every = self.config.eval_every or max(1, self.steps // VALIDATIONS)
+        if done % every == 0 or done == self.steps:
+            self._validate(done, log)
+
+    def _pixels(self, batch: Batch) -> Tensor:
+        preprocess = self.preprocess
+        squares = batch.squares.to(self.device)
+        if not self.config.data.augment:
+            return preprocess.batch(squares)
+        seed = int(np.random.default_rng((self.config.seed, 3, batch.step)).integers(2**62))
+        return preprocess.normalize(Augmentation()(squares, preprocess.image_size, seed))
+
+    def _validate(self, step: int, log: _Log) -> None:
+        score = validation_score(self.model, self.preprocess, self.tokenizer, self.config.data)
+        save_model(self.model, self.config.model, self._checkpoint(LAST))
+        if score is None:
+            return
+        log({"step": step, **{f"val_{name}": value for name, value in score.items()}})
+        headline = next(iter(score))
+        if not self.best or score[headline] > self.best[headline]:
+            self.best = {"step": step, **score}
+            save_model(self.model, self.config.model, self._checkpoint(BEST))
+
+    def _checkpoint(self, name: str) -> Path:
+        return self.config.out / "checkpoints" / name
+
+
+def similarity_figures(model: DualEncoder, image_points: Tensor, text_points: Tensor) -> dict[str, float]:
+    """Mean similarity of pairs and of all others in a batch, and the margin between the two."""
+    with evaluating(model):
+        similarity = model.topology.similarity(image_points, text_points)
+        pairs = similarity.diagonal().mean()
+        others = (similarity.sum() - similarity.trace()) / (similarity.numel() - len(similarity))
+    return {"positive": pairs.item(), "negative": others.item(), "margin": (pairs - others).item()}
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Largest memory so far: of the GPU where one is used, else of the process."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+class _Log:
+    """metrics.jsonl and TensorBoard side by side."""
+
+    def __init__(self, out: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._file = (out / "metrics.jsonl").open("w")
+        self._board = SummaryWriter(str(out / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+        self._board.close()  # type: ignore[no-untyped-call]
+
+    def __call__(self, line: dict[str, float]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in line.items():
+            if name != "step":
+                self._board.add_scalar(name, value, int(line["step"]))  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _progress_bar(steps: int, title: str, quiet: bool) -> Iterator[Callable[..., None]]:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  scale {task.fields[scale]:.2f}  {task.fields[rate]:.0f} img/s"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, disable=quiet) as progress:
+        task = progress.add_task(title, total=steps, loss=float("nan"), scale=float("nan"), rate=0.0)
+
+        def show(done: int, figures: dict[str, float], rate: float) -> None:
+            progress.update(task, completed=done, loss=figures["loss"], scale=figures["scale"], rate=rate)
+
+        yield show
+
+
+def _record_noise(out: Path, config: DataConfig, data: TrainingData) -> None:
+    """Which caption each training pair got, where captions were shuffled."""
+    if config.caption_noise and isinstance(data, MapBatches):
+        np.save(out / "caption_rows.npy", data.caption_rows)
