@@ -25,7 +25,7 @@ class Architecture:
 
     image_size: int = 32
     """Height and width of an image in pixels."""
-    patch_size: int = 4
+    patch_size: int = 8
     """Side of a patch in pixels."""
     vision_width: int = 128
     """Channels of the image tower."""

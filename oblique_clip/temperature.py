@@ -78,13 +78,16 @@ def make_temperature(config: TemperatureConfig, initial: float, maximum: float) 
     """A temperature as configured; `initial` and `maximum` are the topology's, used where the config is silent.
 
     Raises:
-        UserError: for a scale that is not positive, an unknown kind, or an annealed kind without a last scale.
+        UserError: for a scale that is not positive and finite (the clamp may be `inf`), an unknown kind, or an annealed
+            kind without a last scale.
     """
     start = initial if config.init_scale is None else config.init_scale
     bound = maximum if config.max_scale is None else config.max_scale
     for name, value in (("init-scale", start), ("max-scale", bound), ("final-scale", config.final_scale)):
         if value is not None and not value > 0:
             raise UserError(f"--{name} must be greater than 0, not {value}")
+        if value == math.inf and name != "max-scale":
+            raise UserError(f"--{name} must be finite")
     if config.temperature == "learned":
         return LearnedTemperature(start, bound)
     if config.temperature not in SCHEDULES:

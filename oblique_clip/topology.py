@@ -235,12 +235,16 @@ class LorentzTopology(Topology):
 
     Features are tangent vectors at the origin, scaled by a learned factor that starts at 1/sqrt(d), then lifted by the
     exponential map (MERU: Desai et al. 2023, 3.2). MERU learns one factor for each modality; here the towers'
-    projections can do that, and one factor serves both.
+    projections can do that, and one factor serves both. A point lies at most `max_radius` / sqrt(c) from the origin.
+
+    In float32 a pairwise distance of close points is exact to 1e-3 near the origin, and to 1e-3 cosh(r sqrt(c)) at
+    radius r.
     """
 
     family = "lorentz"
     distances = ("geodesic",)
     curvature_bounds: ClassVar[tuple[float, float]] = (0.1, 10.0)
+    max_radius: ClassVar[float] = math.asinh(2**15)
 
     def __init__(self, n: int, m: int, distance: str) -> None:
         super().__init__(n, m, distance)
@@ -253,9 +257,11 @@ class LorentzTopology(Topology):
 
     @property
     def curvature(self) -> Tensor:
-        """c > 0, kept in [0.1, 10] as in MERU."""
+        """c > 0, kept in [0.1, 10] as in MERU; the gradient passes the bounds, so that it can come back from them."""
         low, high = self.curvature_bounds
-        return self.log_curvature.clamp(math.log(low), math.log(high)).exp()
+        return _clamped_slope(
+            lambda v: v.clamp(math.log(low), math.log(high)), torch.ones_like, self.log_curvature
+        ).exp()
 
     @property
     def manifold(self) -> geoopt.Manifold:
@@ -270,9 +276,9 @@ class LorentzTopology(Topology):
             tangent = _at_least_float32(features) * self.log_factor.exp()
             root = self.curvature.sqrt()
             length = _safe_sqrt(tangent.square().sum(-1, keepdim=True)) * root
-            # Beyond sinh(2^5) float32 points are so far that their distances lose all digits.
-            length = length.clamp(min=1e-8, max=32.0)
-            space = tangent * torch.sinh(length) / length
+            length = length.clamp(min=1e-8)
+            # Further out, as in MERU, float32 points have no digits left for their distances.
+            space = tangent * torch.sinh(length.clamp(max=self.max_radius)) / length
             return self._with_time(space)
 
     def _with_time(self, space: Tensor) -> Tensor:
@@ -283,7 +289,8 @@ class LorentzTopology(Topology):
         """Centroid under the squared Lorentzian distance (Law et al. 2019, Thm 3.3): the sum, put back on the sheet."""
         total = _weighted(points, weights).sum(0)
         square = total[..., :1].square() - total[..., 1:].square().sum(-1, keepdim=True)
-        return self._with_time(total[..., 1:] / (self.curvature * square).sqrt())
+        # At least 1/c, but for the rounding of points far out.
+        return self._with_time(total[..., 1:] / (self.curvature * square).clamp(min=1).sqrt())
 
     def _pairwise(self, x: Tensor, y: Tensor) -> Tensor:
         a, b = x.flatten(-2), y.flatten(-2)

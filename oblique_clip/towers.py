@@ -67,7 +67,7 @@ class _Tower(nn.Module):
     def lock(self, unlocked_groups: int = 0) -> None:
         """Freeze all but the last `unlocked_groups` groups (locked-image tuning: Zhai et al. 2022)."""
         groups = self.groups()
-        for part in (part for group in groups[: len(groups) - unlocked_groups] for part in group):
+        for part in (part for group in groups[: max(0, len(groups) - unlocked_groups)] for part in group):
             for parameter in part.parameters() if isinstance(part, nn.Module) else [part]:
                 parameter.requires_grad_(False)
 

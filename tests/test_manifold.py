@@ -283,11 +283,10 @@ def test_a_step_of_zero_goes_nowhere(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_expmap_does_not_drift_from_the_manifold(dtype: torch.dtype) -> None:
-    x, u = OB.random(2, 3, 4, dtype=dtype), torch.randn(2, 3, 4, dtype=dtype)
+    x = OB.random(20, 3, 4, dtype=dtype)
     for _ in range(1000):
-        x, u = OB.expmap_transp(x, OB.proju(x, 0.3 * u), u)
-        u = torch.randn_like(u)
-    assert_point(x)
+        x = OB.expmap(x, OB.proju(x, 0.01 * torch.randn_like(x)))
+    assert error(torch.linalg.vector_norm(x, dim=-1), 1.0) < ANGLE[dtype]
 
 
 # transport
@@ -556,7 +555,7 @@ def test_mean_refuses_what_it_cannot_average_and_says_when_it_stopped_early() ->
             OB.mean(points, dim=dim)
     with pytest.raises(ValueError, match="no points"):
         OB.mean(points[:0])
-    for unfit in (-weights, 0 * weights, weights * math.nan):
+    for unfit in (weights - weights.mean() / 2, -weights, 0 * weights, weights * math.nan):
         with pytest.raises(ValueError, match="weights"):
             OB.mean(points, unfit)
     with pytest.warns(RuntimeWarning, match="1 steps"):
@@ -572,10 +571,13 @@ def test_random_points_are_uniform(dtype: torch.dtype) -> None:
     sample = OB.random_uniform(count, 2, n, dtype=dtype, generator=torch.Generator().manual_seed(0))
     assert sample.manifold is OB and sample.dtype == dtype
     assert_point(sample)
-    five_sigma = 5 / math.sqrt(count)
-    assert sample.mean(0).abs().max() < five_sigma
+    tolerance = 5 / math.sqrt(count)
+    assert sample.mean(0).abs().max() < tolerance
     covariance = torch.einsum("kia,kjb->iajb", sample, sample).reshape(2 * n, 2 * n) / count
-    assert (covariance - torch.eye(2 * n, dtype=dtype) / n).abs().max() < five_sigma
+    assert (covariance - torch.eye(2 * n, dtype=dtype) / n).abs().max() < tolerance
+    for direction in (first_axis(n), torch.full((n,), n**-0.5)):  # no corners: a diagonal is like an axis
+        fourth_moment = (sample @ direction.to(dtype)).pow(4).mean()
+        assert abs(fourth_moment - 3 / (n * (n + 2))) < 0.2 * tolerance
 
 
 def test_origin_is_where_zero_projects_to_and_draws_no_random_number() -> None:

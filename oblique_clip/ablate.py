@@ -1,0 +1,79 @@
+"""The main job: the same data, steps and seed for every form, one table and one page at the end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .config import FORMS, DataConfig, Form, LossConfig, ModelConfig, OptimConfig, TrainConfig, model_config, to_json
+from .errors import UserError
+from .report import differences, print_tables, write_page
+from .train import train
+
+
+@dataclass(frozen=True)
+class AblateConfig:
+    """Train and judge several forms under one budget."""
+
+    size: str = "tiny"
+    """A name in the table of sizes."""
+    forms: tuple[Form, ...] = FORMS
+    """Forms to compare: clip, sphere and oblique."""
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(epochs=12))
+    out: Path = Path("runs/ablate")
+    """Folder with a run folder a form, result.json and report.html."""
+    seed: int = 0
+    """Seed of weights, data order and augmentation, the same for every form."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+
+
+def ablate(config: AblateConfig) -> dict[str, Any]:
+    """Train what is not trained yet, compare, and write result.json and report.html.
+
+    Raises:
+        UserError: for a configuration that cannot be run, or a folder with runs of another configuration.
+    """
+    runs: dict[str, TrainConfig] = {form: _run_config(config, form) for form in config.forms}
+    for form, run in runs.items():
+        _refuse_other(form, run)
+    results = {form: _train_once(run) for form, run in runs.items()}
+    remaining = differences({form: run.model for form, run in runs.items()})
+    report = {"format_version": 1, "runs": results, "differences": remaining}
+    (config.out / "result.json").write_text(json.dumps(report, indent=2) + "\n")
+    page = write_page(config.out, {form: run.out for form, run in runs.items()}, remaining)
+    print_tables(results, remaining)
+    print(f"page: {page}")
+    return report
+
+
+def _run_config(config: AblateConfig, form: Form) -> TrainConfig:
+    model: ModelConfig = model_config(config.size, form)
+    return TrainConfig(
+        model, config.data, config.loss, config.optim, config.out / form, config.seed, config.device, config.threads
+    )
+
+
+def _train_once(run: TrainConfig) -> dict[str, Any]:
+    finished = run.out / "result.json"
+    if finished.exists():
+        print(f"{run.out}: finished before, kept")
+        return dict(json.loads(finished.read_text()))
+    return train(run)
+
+
+def _refuse_other(form: str, run: TrainConfig) -> None:
+    """A finished run counts only where it is the run asked for; where it was computed does not matter."""
+    saved = run.out / "config.json"
+    if not (run.out / "result.json").exists() or not saved.exists():
+        return
+    there, here = json.loads(saved.read_text()), to_json(run)
+    different = [name for name in here if name not in ("out", "device", "threads") and there.get(name) != here[name]]
+    if different:
+        raise UserError(f"{run.out} holds a run of another {different[0]}; name another --out or remove it")

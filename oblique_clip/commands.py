@@ -1,0 +1,57 @@
+"""The verbs of the command line: each parses its flags and calls one function of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .ablate import AblateConfig
+from .ablate import ablate as run_ablate
+from .cli import parse
+from .config import FORMS, SIZES, TrainConfig, model_config
+from .data.describe import DataCommand, describe
+from .errors import UserError
+from .evaluate.run import EvaluateConfig
+from .evaluate.run import evaluate as run_evaluate
+from .report import ReportConfig, print_evaluation
+from .report import report as run_report
+from .train import train as run_train
+
+
+def train(args: list[str]) -> None:
+    # Size and form choose the defaults of all the other flags, so they are read first.
+    size, form = _flag(args, "--size", "tiny"), _flag(args, "--form", "oblique")
+    if form not in FORMS:
+        raise UserError(f"unknown form {form!r}; there is {', '.join(FORMS)}")
+    defaults = TrainConfig(model=model_config(size, form))
+    result = run_train(parse(TrainConfig, "train", args, defaults))
+    print_evaluation(result["evaluation"])
+
+
+def evaluate(args: list[str]) -> None:
+    print_evaluation(run_evaluate(parse(EvaluateConfig, "evaluate", args))["evaluation"])
+
+
+def ablate(args: list[str]) -> None:
+    config: AblateConfig = parse(AblateConfig, "ablate", args)
+    if config.size not in SIZES:
+        raise UserError(f"unknown size {config.size!r}; there is {', '.join(SIZES)}")
+    run_ablate(replace(config, forms=tuple(dict.fromkeys(config.forms))))
+
+
+def report(args: list[str]) -> None:
+    run_report(parse(ReportConfig, "report", args))
+
+
+def data(args: list[str]) -> None:
+    describe(parse(DataCommand, "data", args))
+
+
+def _flag(args: Sequence[str], name: str, default: str) -> str:
+    """The last value given to a flag, as `--name value` or `--name=value`."""
+    for place in reversed(range(len(args))):
+        if args[place].startswith(f"{name}="):
+            return args[place].split("=", 1)[1]
+        if args[place] == name and place + 1 < len(args):
+            return args[place + 1]
+    return default

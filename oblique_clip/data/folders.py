@@ -1,0 +1,65 @@
+"""A folder per class, for zero-shot evaluation: `DATA/<class name>/<any>.png`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .images import decode_square
+from .sources import READ_ERRORS
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+
+
+@dataclass
+class ClassFolder:
+    """Pictures by class; `labels` holds those read so far, unreadable ones are counted in `skipped`."""
+
+    names: list[str]
+    paths: list[tuple[Path, int]]
+    labels: list[int] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def squares(self, side: int, batch_size: int = 256) -> Iterator[Tensor]:
+        """Batches of uint8 (B, 3, side, side), in the order of `labels`."""
+        batch: list[Tensor] = []
+        for path, label in self.paths:
+            try:
+                batch.append(decode_square(path, side))
+            except READ_ERRORS:
+                self.skipped["unreadable image"] += 1
+                continue
+            self.labels.append(label)
+            if len(batch) == batch_size:
+                yield torch.stack(batch)
+                batch = []
+        if batch:
+            yield torch.stack(batch)
+
+
+def open_class_folder(root: Path) -> ClassFolder:
+    """Classes are the sub-folders by name; an underscore in a name reads as a space.
+
+    Raises:
+        UserError: for a folder that is missing, has no sub-folders, or no picture in them.
+    """
+    if not root.is_dir():
+        raise UserError(f"no such folder: {root}")
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not folders:
+        raise UserError(f"{root} has no sub-folders; expected one folder a class")
+    paths = [
+        (path, label)
+        for label, folder in enumerate(folders)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+    ]
+    if not paths:
+        raise UserError(f"no picture in the sub-folders of {root}; looked for {', '.join(SUFFIXES)}")
+    return ClassFolder([folder.name.replace("_", " ") for folder in folders], paths)

@@ -1,0 +1,296 @@
+"""Runs in; tables, pictures and one HTML page out. The page stands alone: no server, no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import ModelConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Legible in grey: forms differ in line style and marker, not in colour alone.
+STYLES = {
+    "clip": {"color": "#777777", "linestyle": ":", "marker": "s"},
+    "sphere": {"color": "#1f77b4", "linestyle": "--", "marker": "o"},
+    "oblique": {"color": "#d62728", "linestyle": "-", "marker": "^"},
+}
+DIGITS = 2
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the comparison: its heading and where its figure is found in a result.json."""
+
+    heading: str
+    path: tuple[str, ...]
+    percent: bool = True
+
+    def text(self, result: dict[str, Any]) -> str:
+        value: Any = result
+        for key in self.path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is None:
+            return "-"
+        if not isinstance(value, float):
+            return str(value)
+        return f"{100 * value:.{DIGITS}f}" if self.percent else f"{value:.{DIGITS}f}"
+
+
+_FAMILY = ("evaluation", "family")
+_CONCEPTS = ("evaluation", "concepts")
+_RETRIEVAL = ("evaluation", "retrieval")
+COLUMNS = (
+    Column("topology", ("topology",)),
+    Column("family top-1 %", (*_FAMILY, "top1")),
+    Column("top-5 %", (*_FAMILY, "top5")),
+    Column("no flags top-1 %", (*_FAMILY, "parts", "without_flags", "top1")),
+    Column("pixel floor top-1 %", (*_FAMILY, "pixel_floor", "top1")),
+    Column("chance %", (*_FAMILY, "chance")),
+    Column("concepts top-1 %", (*_CONCEPTS, "top1")),
+    Column("chance %", (*_CONCEPTS, "chance")),
+    Column("image to text R@1 %", (*_RETRIEVAL, "image_to_text_r@1")),
+    Column("text to image R@1 %", (*_RETRIEVAL, "text_to_image_r@1")),
+    Column("scale", ("scale",), percent=False),
+    Column("images/s", ("images_per_second",), percent=False),
+    Column("train s", ("train_seconds",), percent=False),
+)
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def comparison(results: dict[str, dict[str, Any]]) -> Table:
+    """Headings and a row a form, as text."""
+    rows = [[name, *(column.text(result) for column in COLUMNS)] for name, result in results.items()]
+    return ["form", *(column.heading for column in COLUMNS)], rows
+
+
+def differences(models: dict[str, ModelConfig], caption_tokens: int = 8) -> dict[str, dict[str, Any]]:
+    """What remains different between forms: tokens, parameters, and operations of one forward pass of one pair.
+
+    Args:
+        caption_tokens: length of the caption that operations are counted for, class tokens not included.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from .model import create_model
+
+    table: dict[str, dict[str, Any]] = {}
+    for name, config in models.items():
+        with torch.random.fork_rng(devices=[]):
+            model = create_model(config).eval()
+        size = config.arch.image_size
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
+            model.encode_image(torch.zeros(1, 3, size, size))
+            model.encode_text(torch.ones(1, caption_tokens, dtype=torch.long))
+        patches = (size // config.arch.patch_size) ** 2
+        # open_clip's text tower reads the end token, which is one of the caption's.
+        own = 0 if config.form == "clip" else model.text.num_tokens
+        table[name] = {
+            "image positions": f"{patches} + {model.visual.num_tokens}",
+            "text positions": f"{caption_tokens} + {own}",
+            "projection": "one matrix" if config.form == "clip" else config.projection,
+            "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+            "MFLOPs a pair": f"{counter.get_total_flops() / 1e6:.1f}",
+        }
+    return table
+
+
+def print_tables(results: dict[str, dict[str, Any]], remaining: dict[str, dict[str, Any]]) -> None:
+    """The comparison and what remains different, on the terminal; figures as rows, forms as columns."""
+    headings, rows = comparison(results)
+    _print_transposed("Zero-shot on what training left out", headings, rows)
+    _print_transposed("What differs besides the topology", *_difference_rows(remaining))
+
+
+def print_evaluation(evaluation: dict[str, Any]) -> None:
+    """The figures of one evaluation, part by part."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    table = RichTable("part", "figure", "value")
+    for part, figures in evaluation.items():
+        for i, (name, value) in enumerate(_flatten(figures)):
+            table.add_row(part if i == 0 else "", name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+def _flatten(figures: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for name, value in figures.items():
+        flat += _flatten(value, f"{prefix}{name} ") if isinstance(value, dict) else [(prefix + name, value)]
+    return flat
+
+
+def _print_transposed(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    table = RichTable(title=title, title_justify="left")
+    table.add_column(headings[0])
+    for row in rows:
+        table.add_column(row[0], justify="right")
+    for i, heading in enumerate(headings[1:], 1):
+        table.add_row(heading, *(row[i] for row in rows))
+    Console().print(table)
+
+
+def _difference_rows(remaining: dict[str, dict[str, Any]]) -> Table:
+    names = list(next(iter(remaining.values())))
+    return ["form", *names], [[form, *(str(entry[name]) for name in names)] for form, entry in remaining.items()]
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+# Figure on a curve: key in metrics.jsonl, name of the axis, factor.
+CURVES = (
+    ("loss", "training loss (nats)", 1),
+    ("val_top1", "validation top-1 (%)", 100),
+    ("scale", "scale x width of range", 1),
+    ("margin", "margin / width of range", 1),
+)
+
+
+def draw_curves(runs: dict[str, Path]) -> Figure:
+    """Loss, validation accuracy, scale and margin over steps, a line a run; on one canvas 10 x 6 inches."""
+    from matplotlib.figure import Figure
+
+    from .topology import parse_topology
+
+    figure = Figure((10, 6), layout="constrained")
+    for axis, (key, label, factor) in zip(figure.subplots(2, 2).flat, CURVES, strict=True):
+        for name, run in runs.items():
+            spec = json.loads((run / "config.json").read_text())["model"]["topology"]
+            low, high = parse_topology(spec).range
+            width = high - low if high - low < float("inf") else 1.0
+            unit = {"scale": width, "margin": 1 / width}.get(key, factor)
+            lines = [(line["step"], line[key] * unit) for line in read_metrics(run) if key in line]
+            style = STYLES.get(name, {})
+            axis.plot(*zip(*lines, strict=True), label=name, markevery=max(1, len(lines) // 8), markersize=4, **style)
+        axis.set(xlabel="step", ylabel=label)
+        axis.grid(alpha=0.3)
+    figure.axes[0].legend()
+    return figure
+
+
+def draw_retrieval(run: Path, count: int = 8, seed: int = 0) -> Figure:
+    """Pictures of the test families with their most similar names, and names with their most similar pictures.
+
+    Pictures and names are drawn at random by `seed`, not chosen; right answers are set in bold or framed.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from .checkpoint import load
+    from .config import TrainConfig, from_json
+    from .data.sources import split_emoji
+    from .evaluate.encode import encode_images, encode_texts
+
+    model, preprocess, tokenizer = load(run)
+    config = from_json(TrainConfig, json.loads((run / "config.json").read_text()))
+    test = split_emoji(config.data).test
+    names = sorted({record.concept for record in test.records})
+    texts = encode_texts(model, tokenizer, names)
+    points = encode_images(model, test.images().split(256), preprocess)
+    random = np.random.default_rng(seed)
+    pictures, words = random.choice(len(test), count, False), random.choice(len(names), count, False)
+    figure = Figure((1.7 * count, 8.4), layout="constrained")
+    halves = figure.add_gridspec(2, 1, height_ratios=(1, 2.1))
+    top, bottom = figure.add_subfigure(halves[0]), figure.add_subfigure(halves[1])
+    top.suptitle("random pictures of the held-out family, their five most similar names (right one bold)", fontsize=10)
+    for axis, row in zip(top.subplots(1, count), pictures, strict=True):
+        best = model.topology.similarity(points[[row]], texts)[0].topk(5).indices.tolist()
+        axis.imshow(test.images(np.array([row]))[0].permute(1, 2, 0))
+        axis.axis("off")
+        for place, name in enumerate(names[i] for i in best):
+            weight = "bold" if name == test.records[row].concept else "normal"
+            label = name if len(name) < 25 else name[:23] + "…"
+            axis.text(
+                0.5, -0.08 - 0.15 * place, label, transform=axis.transAxes, ha="center", va="top", size=7, weight=weight
+            )
+    bottom.suptitle("random names, their five most similar pictures (right ones framed)", fontsize=10)
+    grid = bottom.subplots(5, count)
+    for column, word in enumerate(words):
+        best = model.topology.similarity(texts[[word]], points)[0].topk(5).indices.tolist()
+        grid[0, column].set_title(names[word] if len(names[word]) < 22 else names[word][:20] + "…", fontsize=7)
+        for axis, row in zip(grid[:, column], best, strict=True):
+            axis.imshow(test.images(np.array([row]))[0].permute(1, 2, 0))
+            axis.set(xticks=[], yticks=[])
+            right = test.records[row].concept == names[word]
+            for spine in axis.spines.values():
+                spine.set(visible=right, linewidth=2.5, color="black")
+    return figure
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+table {{ border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem }}
+th, td {{ border-bottom: 1px solid #ccc; padding: 0.3rem 0.7rem; text-align: right }}
+th:first-child, td:first-child {{ text-align: left }}
+img {{ max-width: 100% }} code {{ background: #f3f3f3; padding: 0 0.2rem }} figcaption {{ color: #555 }}
+</style></head><body><h1>{title}</h1>{body}</body></html>
+"""
+
+
+def write_page(out: Path, runs: dict[str, Path], remaining: dict[str, dict[str, Any]]) -> Path:
+    """Write `out/report.html` with tables, curves and retrieval pictures of finished runs."""
+    results = {name: json.loads((run / "result.json").read_text()) for name, run in runs.items()}
+    first = next(iter(results.values()))
+    facts = (
+        f"{first['steps']} steps of {first['batch_size']} pairs, seed {first['seed']}, {first['threads']} threads on "
+        f"{first['device']}; torch {first['versions']['torch']}. Command: <code>{html.escape(first['command'])}</code>"
+    )
+    parts = [
+        f"<p>{facts}</p>",
+        "<h2>Zero-shot on what training left out</h2>",
+        _html_table(*_transpose(*comparison(results))),
+        "<p><em>Family</em>: every picture of the held-out artists, among all their names; the pixel floor is "
+        "the nearest training picture on 16 x 16 pixels. <em>Concepts</em>: emoji whose names training never saw, "
+        "among those names alone. Accuracies are of the checkpoint that was best on the validation family.</p>",
+        "<h2>What differs besides the topology</h2>",
+        _html_table(*_transpose(*_difference_rows(remaining))),
+        "<h2>Training</h2>",
+        _html_figure(draw_curves(runs), "Scale and margin are in units of the width of each topology's range."),
+    ]
+    if "family" in first["evaluation"]:
+        for name, run in runs.items():
+            parts += [
+                f"<h2>Retrieval: {html.escape(name)}</h2>",
+                _html_figure(draw_retrieval(run), "Random, not chosen."),
+            ]
+    page = out / "report.html"
+    page.write_text(PAGE.format(title="Oblique CLIP against CLIP", body="\n".join(parts)), encoding="utf-8")
+    return page
+
+
+def _transpose(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    return [headings[0], *(row[0] for row in rows)], [
+        [h, *(row[i] for row in rows)] for i, h in enumerate(headings[1:], 1)
+    ]
+
+
+def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in headings)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _html_figure(figure: Figure, caption: str) -> str:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    data = base64.b64encode(picture.getvalue()).decode()
+    image = f'<img alt="" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
