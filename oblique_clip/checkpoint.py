@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -44,9 +45,11 @@ def _stored(value: torch.Tensor, half: bool) -> torch.Tensor:
 
 
 def load(source: str | Path, device: str | torch.device = "cpu") -> Loaded:
-    """A model in evaluation mode, its preprocessing and its tokenizer, from a run folder or a checkpoint file.
+    """A model in evaluation mode, its preprocessing and its tokenizer.
 
-    A run folder gives its best checkpoint, or the last where there is no best.
+    Args:
+        source: a run folder (its best checkpoint, or the last where there is no best), a checkpoint file, or the name
+            of a shipped model, `tiny-sphere` or `tiny-oblique`.
 
     Raises:
         UserError: where there is no checkpoint, it is damaged, or its configuration is not known here.
@@ -89,6 +92,9 @@ def check_points(model: torch.nn.Module, where: object) -> None:
 def _find(source: Path) -> Path:
     if source.is_file():
         return source
+    shipped = Path(str(resources.files("oblique_clip.data").joinpath(f"assets/{source.name}.safetensors")))
+    if len(source.parts) == 1 and not source.exists() and shipped.is_file():
+        return shipped
     for name in (BEST, LAST):
         if (source / "checkpoints" / name).is_file():
             return source / "checkpoints" / name

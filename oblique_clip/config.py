@@ -229,8 +229,10 @@ def from_json(kind: type[T], values: dict[str, Any], where: str = "config.json")
     """The inverse of `to_json`; keys that no field bears are refused.
 
     Raises:
-        UserError: for an unknown key, a missing dataclass field's wrong type, or another format version.
+        UserError: for an unknown key, a value of the wrong type, or another format version.
     """
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected a table of settings, found {values!r}")
     values = dict(values)
     version = values.pop("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:

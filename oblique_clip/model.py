@@ -141,33 +141,39 @@ def from_open_clip(model: Any) -> DualEncoder:
     Raises:
         UserError: for towers other than open_clip's plain transformers, as of its "ViT-B-32".
     """
+    import open_clip
+    from open_clip.transformer import Transformer, VisionTransformer
+
     from .config import Architecture
     from .temperature import LearnedTemperature
     from .towers import OpenClipImageTower, OpenClipTextTower
 
+    unfit = UserError("only open_clip.CLIP models of open_clip's plain transformers can be taken over")
+    if not (isinstance(model, open_clip.CLIP) and isinstance(model.visual, VisionTransformer)):
+        raise unfit
+    vision, text = model.visual.transformer, model.transformer
+    if not (isinstance(vision, Transformer) and isinstance(text, Transformer)):
+        raise unfit
+    arch = Architecture(
+        image_size=model.visual.image_size[0], patch_size=model.visual.patch_size[0],
+        vision_width=vision.width, vision_layers=vision.layers, vision_heads=vision.resblocks[0].attn.num_heads,
+        text_width=text.width, text_layers=text.layers, text_heads=text.resblocks[0].attn.num_heads,
+        context_length=model.context_length, tokenizer="clip",
+    )  # fmt: skip
+    topology = parse_topology(f"sphere({model.visual.output_dim})")
+    image_tower = OpenClipImageTower(arch, topology.embed_dim)
+    text_tower = OpenClipTextTower(arch, model.vocab_size, topology.embed_dim)
+    # The text form of a module also tells apart what has no weights, such as the activation.
+    alike = repr(model.visual) == repr(image_tower.trunk) and repr(text) == repr(text_tower.trunk.transformer)
+    if not alike or (model.visual.pool_type, model.text_pool_type) != ("tok", "argmax") or model.attn_mask is None:
+        raise unfit
     weights = {_name_of(name): value for name, value in model.state_dict().items()}
+    temperature = LearnedTemperature(topology.initial_scale(), topology.max_scale)
+    encoder = DualEncoder(image_tower, text_tower, topology, temperature, 0.0 if "logit_bias" in weights else None)
     try:
-        vision, text = model.visual.transformer, model.transformer
-        arch = Architecture(
-            image_size=model.visual.image_size[0], patch_size=model.visual.patch_size[0],
-            vision_width=vision.width, vision_layers=vision.layers, vision_heads=vision.resblocks[0].attn.num_heads,
-            text_width=text.width, text_layers=text.layers, text_heads=text.resblocks[0].attn.num_heads,
-            context_length=model.context_length, tokenizer="clip",
-        )  # fmt: skip
-        topology = parse_topology(f"sphere({model.visual.output_dim})")
-        image_tower = OpenClipImageTower(arch, topology.embed_dim)
-        text_tower = OpenClipTextTower(arch, model.vocab_size, topology.embed_dim)
-        # Their text forms tell apart layers without weights, such as another activation.
-        alike = repr(model.visual) == repr(image_tower.trunk) and repr(text) == repr(text_tower.trunk.transformer)
-        pools = model.visual.pool_type, model.text_pool_type
-        if not alike or pools != ("tok", "argmax") or model.attn_mask is None:
-            raise UserError("only open_clip models of its plain transformers can be taken over")
-        temperature = LearnedTemperature(topology.initial_scale(), topology.max_scale)
-        bias = 0.0 if "logit_bias" in weights else None
-        encoder = DualEncoder(image_tower, text_tower, topology, temperature, bias)
         encoder.load_state_dict(weights)
-    except (AttributeError, RuntimeError) as error:
-        raise UserError(f"only open_clip models of its plain transformers can be taken over: {error}") from error
+    except RuntimeError as error:
+        raise unfit from error
     return encoder
 
 
@@ -177,8 +183,9 @@ def _name_of(open_clip_name: str) -> str:
         return "temperature.log_scale"
     if open_clip_name == "logit_bias":
         return open_clip_name
-    tower, _, rest = open_clip_name.partition("visual.")
-    return f"visual.trunk.{rest}" if not tower and rest else f"text.trunk.{open_clip_name}"
+    if open_clip_name.startswith("visual."):
+        return f"visual.trunk.{open_clip_name.removeprefix('visual.')}"
+    return f"text.trunk.{open_clip_name}"
 
 
 def _check_fit(config: ModelConfig, topology: Topology) -> None:

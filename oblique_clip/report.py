@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from .config import ModelConfig
+import tyro
+
+from .config import ModelConfig, TrainConfig, from_json
+from .errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,6 +25,41 @@ STYLES = {
     "oblique": {"color": "#d62728", "linestyle": "-", "marker": "^"},
 }
 DIGITS = 2
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Compare finished runs."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders."""
+    out: Path = Path("runs/report")
+    """Folder for report.html and its pictures as PNG files."""
+
+
+def report(config: ReportConfig) -> None:
+    """Print the comparison of finished runs and write it to `out/report.html`, its pictures beside it.
+
+    Raises:
+        UserError: for a folder that is no finished run, or two runs of one name.
+    """
+    if not config.runs:
+        raise UserError("name at least one run folder")
+    runs = {run.name: run for run in config.runs}
+    if len(runs) < len(config.runs):
+        raise UserError("two of the run folders have the same name, which names them in the report")
+    for run in config.runs:
+        if not (run / "result.json").is_file():
+            raise UserError(f"{run} is no finished run: it has no result.json")
+    models = {
+        name: from_json(TrainConfig, json.loads((run / "config.json").read_text()), str(run / "config.json")).model
+        for name, run in runs.items()
+    }
+    config.out.mkdir(parents=True, exist_ok=True)
+    remaining = differences(models)
+    page = write_page(config.out, runs, remaining)
+    print_tables({name: json.loads((run / "result.json").read_text()) for name, run in runs.items()}, remaining)
+    print(f"page: {page}")
 
 
 @dataclass(frozen=True)
@@ -194,7 +231,6 @@ def draw_retrieval(run: Path, count: int = 8, seed: int = 0) -> Figure:
     from matplotlib.figure import Figure
 
     from .checkpoint import load
-    from .config import TrainConfig, from_json
     from .data.sources import split_emoji
     from .evaluate.encode import encode_images, encode_texts
 
@@ -246,7 +282,7 @@ img {{ max-width: 100% }} code {{ background: #f3f3f3; padding: 0 0.2rem }} figc
 
 
 def write_page(out: Path, runs: dict[str, Path], remaining: dict[str, dict[str, Any]]) -> Path:
-    """Write `out/report.html` with tables, curves and retrieval pictures of finished runs."""
+    """Write `out/report.html` with tables, curves and retrieval pictures of finished runs, and the pictures as PNG."""
     results = {name: json.loads((run / "result.json").read_text()) for name, run in runs.items()}
     first = next(iter(results.values()))
     facts = (
@@ -263,14 +299,16 @@ def write_page(out: Path, runs: dict[str, Path], remaining: dict[str, dict[str, 
         "<h2>What differs besides the topology</h2>",
         _html_table(*_transpose(*_difference_rows(remaining))),
         "<h2>Training</h2>",
-        _html_figure(draw_curves(runs), "Scale and margin are in units of the width of each topology's range."),
+        _html_figure(
+            out / "curves.png",
+            draw_curves(runs),
+            "Scale and margin are in units of the width of each topology's range.",
+        ),
     ]
     if "family" in first["evaluation"]:
         for name, run in runs.items():
-            parts += [
-                f"<h2>Retrieval: {html.escape(name)}</h2>",
-                _html_figure(draw_retrieval(run), "Random, not chosen."),
-            ]
+            picture = _html_figure(out / f"retrieval-{name}.png", draw_retrieval(run), "Drawn at random, not chosen.")
+            parts += [f"<h2>Retrieval: {html.escape(name)}</h2>", picture]
     page = out / "report.html"
     page.write_text(PAGE.format(title="Oblique CLIP against CLIP", body="\n".join(parts)), encoding="utf-8")
     return page
@@ -288,9 +326,8 @@ def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _html_figure(figure: Figure, caption: str) -> str:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    data = base64.b64encode(picture.getvalue()).decode()
+def _html_figure(path: Path, figure: Figure, caption: str) -> str:
+    figure.savefig(path, dpi=110)
+    data = base64.b64encode(path.read_bytes()).decode()
     image = f'<img alt="" src="data:image/png;base64,{data}">'
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"

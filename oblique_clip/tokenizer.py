@@ -36,6 +36,8 @@ class TinyTokenizer:
 
         text = resources.files("oblique_clip.data").joinpath("assets/tokenizer.json").read_text(encoding="utf-8")
         self._backend = Backend.from_str(text)
+        # A caption that spells "<end>" or "<pad>" means the letters, not the token.
+        self._backend.encode_special_tokens = True
         self.context_length = context_length
         self.vocab_size = int(self._backend.get_vocab_size())
         self._end = self.vocab_size - 1
@@ -55,7 +57,12 @@ class TinyTokenizer:
 
 
 def build_tiny_vocabulary(texts: Iterable[str]) -> str:
-    """Train the vocabulary of `TinyTokenizer` and return it as JSON; the end token gets the largest id."""
+    """Train the vocabulary of `TinyTokenizer` and return it as JSON; the end token gets the largest id.
+
+    The shipped one was made of every caption and each of its keywords, picture by picture. `tokenizers` breaks ties
+    between equally frequent pairs in an order that changes from run to run: two builds differ in a few pieces and in
+    their ids, so a model keeps the vocabulary that it was trained with.
+    """
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
 

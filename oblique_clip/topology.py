@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
-from .manifold import Oblique, normalize_rows, row_angle
+from .manifold import MeanMethod, Oblique, normalize_rows, row_angle
 
 # CLIP starts at tau = 0.07 and clamps the scale at 100, on similarities in [-1, 1] (Radford et al. 2021, 2.4).
 CLIP_INITIAL_SCALE = 1 / 0.07
@@ -165,7 +165,7 @@ class ObliqueTopology(Topology):
 
     def mean(self, points: Tensor, weights: Tensor | None = None) -> Tensor:
         """Extrinsic mean for inner and chordal (where it minimises the squared chords), Karcher's for geodesic."""
-        method: Literal["extrinsic", "karcher"] = "karcher" if self.distance == "geodesic" else "extrinsic"
+        method: MeanMethod = "karcher" if self.distance == "geodesic" else "extrinsic"
         shares = None if weights is None else weights.view(-1, *[1] * (points.ndim - 3))
         return self._manifold.mean(points, shares, dim=0, method=method)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import queue
 import threading
 import unicodedata
@@ -20,6 +21,8 @@ from ..errors import UserError
 from ..tokenizer import Tokenizer, cut_to_longest
 
 Rows = npt.NDArray[np.int64]
+# A pair alone has no negatives.
+MIN_BATCH = 2
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,20 @@ def epoch_batches(groups: Rows, batch_size: int, seed: int, epoch: int, twins: L
 Item = TypeVar("Item")
 
 
-def without_twins(stream: Iterable[tuple[int, Item]], batch_size: int) -> Iterator[list[Item]]:
-    """Batches of a stream of (group, item) in which each group occurs once; twins wait in line for the next batch."""
+def without_twins(
+    stream: Iterable[tuple[int, Item]],
+    batch_size: int,
+    longest_line: int | None = None,
+    skipped: Counter[str] | None = None,
+) -> Iterator[list[Item]]:
+    """Batches of a stream of (group, item) in which each group occurs once; twins wait in line for the next batch.
+
+    Items of fewer than `batch_size` groups are left at the end.
+
+    Args:
+        longest_line: twins that find so many waiting are left out and counted in `skipped`; None for any number.
+    """
+    skipped = Counter() if skipped is None else skipped
     waiting: list[tuple[int, Item]] = []
     source = iter(stream)
     while True:
@@ -93,7 +108,10 @@ def without_twins(stream: Iterable[tuple[int, Item]], batch_size: int) -> Iterat
         waiting = still
         for group, item in source:
             if group in batch:
-                waiting.append((group, item))
+                if longest_line is None or len(waiting) < longest_line:
+                    waiting.append((group, item))
+                else:
+                    skipped["too many of one caption"] += 1
                 continue
             batch[group] = item
             if len(batch) == batch_size:
@@ -106,14 +124,16 @@ def without_twins(stream: Iterable[tuple[int, Item]], batch_size: int) -> Iterat
 def noise_permutation(count: int, share: float, seed: int) -> Rows:
     """Where each of `count` pairs takes its caption from: a share of them cycled among themselves at random.
 
-    Every chosen pair gets another pair's caption (a random cycle has no fixed point), the rest keep theirs.
+    Every chosen pair gets another pair's caption (a random cycle has no fixed point), the rest keep theirs; a share
+    that comes to a single pair leaves it its own.
 
     Raises:
         UserError: for a share outside [0, 1].
     """
     if not 0 <= share <= 1:
         raise UserError(f"--caption-noise must lie between 0 and 1, not {share}")
-    chosen = np.random.default_rng((seed, 1)).permutation(count)[: round(share * count)]
+    # Three words, so that no epoch's order, drawn from (seed, epoch), is the same draw.
+    chosen = np.random.default_rng((seed, 0, 1)).permutation(count)[: round(share * count)]
     source = np.arange(count)
     source[chosen] = np.roll(chosen, 1)
     return source
@@ -172,19 +192,22 @@ class MapBatches:
         return self._source.skipped
 
     def batches(self) -> Iterator[Batch]:
-        step, epoch = 0, 0
-        while True:
+        step = 0
+        for epoch in itertools.count():
+            before = step
             for rows in epoch_batches(self._groups, self._batch_size, self._seed, epoch, self._twins):
-                yield self._batch(rows, step)
-                step += 1
-            epoch += 1
+                squares, kept = self._source.fetch(rows)
+                if len(kept) >= MIN_BATCH:
+                    yield self._batch(squares, rows[kept], step)
+                    step += 1
+            if step == before:
+                raise UserError(f"no batch of an epoch has {MIN_BATCH} images that can be read")
 
-    def _batch(self, rows: Rows, step: int) -> Batch:
-        squares, kept = self._source.fetch(rows)
-        origin = self.caption_rows[rows[kept]]
-        style = np.random.default_rng((self._seed, 2, step)).integers(len(self._tokens), size=len(origin))
+    def _batch(self, squares: Tensor, rows: Rows, step: int) -> Batch:
+        origin = self.caption_rows[rows]
+        style = np.random.default_rng((self._seed, step, 2)).integers(len(self._tokens), size=len(origin))
         ids = torch.stack([self._tokens[s][i] for s, i in zip(style, origin, strict=True)])
-        return Batch(squares, cut_to_longest(ids), torch.from_numpy(self._groups[rows[kept]]), step)
+        return Batch(squares, cut_to_longest(ids), torch.from_numpy(self._groups[rows]), step)
 
 
 def _tokenize(tokenizer: Tokenizer, captions: tuple[str, ...]) -> Tensor:

@@ -22,6 +22,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..errors import UserError
+
 SIDE = 64
 PER_ROW = 50
 # Sources that share artwork are one family: to hold out one of them is to hold out all.
@@ -105,7 +107,11 @@ class EmojiSet:
 
 @lru_cache(maxsize=1)
 def load_emoji() -> EmojiSet:
-    """The whole shipped set."""
+    """The whole shipped set.
+
+    Raises:
+        UserError: where the decoded pictures cannot be cached.
+    """
     with resources.files("oblique_clip.data").joinpath("assets/meta.json.gz").open("rb") as raw, gzip.open(raw) as file:
         records = tuple(Record(s, caption, tuple(words), g, sub) for s, caption, words, g, sub in json.load(file))
     path = cache_folder() / f"emoji-{SIDE}-{_assets_digest()}.npy"
@@ -132,9 +138,12 @@ def _assets_digest() -> str:
 
 def _decode_sheets(records: tuple[Record, ...], path: Path) -> None:
     """Cut all sheets into one array, written beside `path` and moved there, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.part")
-    pixels = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(records), SIDE, SIDE, 3))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(records), SIDE, SIDE, 3))
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: {error}; set OBLIQUE_CLIP_CACHE to a folder") from error
     start = 0
     for source in dict.fromkeys(record.source for record in records):
         count = sum(record.source == source for record in records)

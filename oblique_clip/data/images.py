@@ -20,6 +20,9 @@ from torch import Tensor
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL image, upright by its EXIF tag, in RGB; transparent parts become white."""
     image = ImageOps.exif_transpose(image)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow would cut 16 bits off at 255: nearly all of such a picture would be white.
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -31,13 +34,19 @@ def decode_square(source: bytes | Path | Image.Image, side: int) -> Tensor:
     """An image as the middle square of its shorter side, resized to uint8 (3, side, side).
 
     Raises:
-        OSError, ValueError: where Pillow cannot read it.
+        OSError: where there is no such file, or Pillow cannot read it.
+        ValueError: where its content is damaged in another way.
     """
-    if isinstance(source, Image.Image):
-        image = to_rgb(source)
-    else:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            image = to_rgb(opened)
+    try:
+        if isinstance(source, Image.Image):
+            image = to_rgb(source)
+        else:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+                image = to_rgb(opened)
+    except OSError:
+        raise
+    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything, struct.error for one
+        raise ValueError(f"damaged image: {error}") from error
     image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 

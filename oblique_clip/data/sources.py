@@ -27,7 +27,7 @@ from .images import decode_square
 CROP_MARGIN = 8 / 7
 SHUFFLE_BUFFER = 2000
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
-READ_ERRORS = (OSError, ValueError, SyntaxError)
+READ_ERRORS = (OSError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,17 @@ def split_emoji(config: DataConfig) -> EmojiSplits:
     """Cut the shipped set.
 
     Raises:
-        UserError: for a family or a split of concepts that does not exist, or where nothing is left to train on.
+        UserError: for a family or a split of concepts that does not exist, a family named for both validation and
+            test, or where nothing is left to train on.
     """
     whole = load_emoji()
     known = sorted({record.family for record in whole.records})
     for family in (*config.test_families, *config.val_families):
         if family not in known:
             raise UserError(f"the shipped set has no family {family!r}; there is {', '.join(known)}")
+    for family in config.test_families:
+        if family in config.val_families:
+            raise UserError(f"{family} cannot be both a test and a validation family: name another --val-families")
     for name in config.held_out_concepts:
         if name not in ("val", "test"):
             raise UserError(f"--held-out-concepts takes val and test, not {name!r}")
@@ -112,16 +116,19 @@ class FilePairs:
 
     def fetch(self, rows: Rows) -> tuple[Tensor, list[int]]:
         decoded = list(self._pool.map(self._read, rows))
-        kept = [i for i, square in enumerate(decoded) if square is not None]
-        self.skipped.update({"unreadable image": len(rows) - len(kept)} if len(kept) < len(rows) else {})
-        squares = [square for square in decoded if square is not None]
+        self.skipped.update(cause for cause in decoded if isinstance(cause, str))
+        kept = [i for i, square in enumerate(decoded) if isinstance(square, Tensor)]
+        squares = [square for square in decoded if isinstance(square, Tensor)]
         return torch.stack(squares) if squares else torch.empty(0, 3, self._side, self._side, dtype=torch.uint8), kept
 
-    def _read(self, row: int) -> Tensor | None:
+    def _read(self, row: int) -> Tensor | str:
+        """The picture, or why there is none."""
         try:
             return decode_square(self._paths[row], self._side)
+        except FileNotFoundError:
+            return "missing image"
         except READ_ERRORS:
-            return None
+            return "unreadable image"
 
 
 def open_table(path: Path, config: DataConfig, side: int) -> FilePairs:
@@ -174,11 +181,14 @@ def expand_shards(pattern: str) -> list[str]:
     """The local files or addresses that a brace pattern names.
 
     Raises:
-        UserError: where a local shard is missing.
+        UserError: where a local shard is missing, or braces do not close.
     """
     from webdataset.shardlists import expand_urls
 
-    urls: list[str] = expand_urls(pattern)
+    try:
+        urls: list[str] = expand_urls(pattern)
+    except ValueError as error:
+        raise UserError(f"cannot expand the shards {pattern!r}: {error}") from error
     missing = [url for url in urls if "://" not in url and not url.startswith("pipe:") and not Path(url).is_file()]
     if missing:
         raise UserError(f"{len(missing)} of {len(urls)} shards are missing, such as {missing[0]}")
@@ -220,9 +230,11 @@ def _decode_record(record: dict[str, Any], side: int, skipped: Counter[str]) -> 
         return None
     try:
         caption = record["txt"].decode() if "txt" in record else json.loads(record["json"])["caption"]
-    except (KeyError, ValueError, TypeError):
-        caption = ""
-    if not isinstance(caption, str) or not caption.strip():
+        caption.encode()  # JSON can spell half a surrogate pair, which is no text
+        blank = not caption.strip()
+    except (KeyError, ValueError, TypeError, AttributeError):
+        blank = True
+    if blank:
         skipped["no caption"] += 1
         return None
     try:
@@ -233,7 +245,10 @@ def _decode_record(record: dict[str, Any], side: int, skipped: Counter[str]) -> 
 
 
 class ShardBatches:
-    """Endless batches from WebDataset shards, read in a stream; each pass has its own order by (seed, pass)."""
+    """Endless batches from WebDataset shards, read in a stream; each pass has its own order by (seed, pass).
+
+    What fills no batch at the end of a pass is dropped, as it is at the end of an epoch of `MapBatches`.
+    """
 
     pairs: int | None = None
 
@@ -243,23 +258,30 @@ class ShardBatches:
         self.skipped: Counter[str] = Counter()
 
     def batches(self) -> Iterator[Batch]:
-        for step, samples in enumerate(without_twins(self._grouped(), self._batch_size)):
-            ids = cut_to_longest(self._tokenizer([sample.caption for sample in samples]))
-            groups = torch.tensor([caption_group(sample.caption) for sample in samples])
-            yield Batch(torch.stack([sample.square for sample in samples]), ids, groups, step)
-
-    def _grouped(self) -> Iterator[tuple[int, Sample]]:
-        read = 0
+        step = 0
         for passed in itertools.count():
-            for sample in self._one_pass(passed):
-                # Where twins are allowed, every sample is a group of its own.
-                yield (caption_group(sample.caption) if self._twins == "avoid" else read), sample
-                read += 1
-            if read < self._batch_size:
-                raise UserError(f"--batch-size {self._batch_size} is larger than the data: {read} pairs can be read")
+            distinct: set[int] = set()
+            before = step
+            stream = self._one_pass(passed, distinct)
+            for samples in without_twins(stream, self._batch_size, SHUFFLE_BUFFER, self.skipped):
+                ids = cut_to_longest(self._tokenizer([sample.caption for sample in samples]))
+                groups = torch.tensor([caption_group(sample.caption) for sample in samples])
+                yield Batch(torch.stack([sample.square for sample in samples]), ids, groups, step)
+                step += 1
+            if step == before:
+                raise UserError(
+                    f"--batch-size {self._batch_size} is larger than the data: {len(distinct)} pairs can share a batch"
+                )
 
-    def _one_pass(self, passed: int) -> Iterator[Sample]:
-        return read_shards(self._urls, self._side, self.skipped, self._seed + passed)
+    def _one_pass(self, passed: int, distinct: set[int]) -> Iterator[tuple[int, Sample]]:
+        """Samples with their groups, which are noted in `distinct` until they could fill a batch."""
+        order = int(np.random.default_rng((self._seed, passed)).integers(2**31))
+        for number, sample in enumerate(read_shards(self._urls, self._side, self.skipped, order)):
+            # Where twins are allowed, every sample is a group of its own.
+            group = caption_group(sample.caption) if self._twins == "avoid" else number
+            if len(distinct) < self._batch_size:
+                distinct.add(group)
+            yield group, sample
 
 
 def open_training_data(
@@ -293,4 +315,4 @@ def open_pairs(config: DataConfig, image_size: int) -> PairSource:
 
 
 def is_shards(data: str) -> bool:
-    return ".tar" in data
+    return ".tar" in data and Path(data).suffix not in TABLE_SUFFIXES

@@ -24,7 +24,8 @@ def retrieval(
     """recall@k in [0, 1]: the share of queries with a match among the k most similar candidates.
 
     An image and a text match where their groups are equal. A candidate that is no match but exactly as similar as the
-    best match counts as ranked before it, so ties never help.
+    best match counts as ranked before it, so ties never help; nor do similarities that are no numbers. A query without
+    any match is a miss for every k.
 
     Args:
         image_points (N, ...), text_points (M, ...): points of `topology`.
@@ -40,9 +41,9 @@ def retrieval(
     }
     for name, (queries, candidates, query_groups, candidate_groups) in sides.items():
         ranks = best_ranks(queries, candidates, query_groups, candidate_groups, topology, chunk)
-        matches = (query_groups[:, None] == candidate_groups).sum(1)
+        matches = _count(query_groups, candidate_groups)
         for k in ks:
-            figures[f"{name}_r@{k}"] = (ranks < k).double().mean().item()
+            figures[f"{name}_r@{k}"] = ((ranks < k) & (matches > 0)).double().mean().item()
             figures[f"{name}_chance_r@{k}"] = _chance(matches, len(candidates), k)
     return figures
 
@@ -56,8 +57,14 @@ def best_ranks(
         scores = topology.similarity(queries[rows], candidates)
         match = query_groups[rows, None] == candidate_groups
         best = scores.masked_fill(~match, -torch.inf).amax(1, keepdim=True)
-        ranks.append(((scores >= best) & ~match).sum(1) + (~match).all(1) * match.sum(1))
+        ranks.append((~(scores < best) & ~match).sum(1))
     return torch.cat(ranks)
+
+
+def _count(queries: Tensor, candidates: Tensor) -> Tensor:
+    """How many of `candidates` equal each of `queries`."""
+    ordered = candidates.sort().values
+    return torch.searchsorted(ordered, queries, right=True) - torch.searchsorted(ordered, queries)
 
 
 def _chance(matches: Tensor, candidates: int, k: int) -> float:

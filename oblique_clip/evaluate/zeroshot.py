@@ -48,7 +48,8 @@ def classification(
 ) -> dict[str, float]:
     """Accuracies in [0, 1] of N pictures among K classes.
 
-    Ties count against us: a class exactly as similar as the right one is ranked before it.
+    Ties count against us: a class exactly as similar as the right one is ranked before it, and so is every class where
+    similarities are no numbers.
 
     Returns:
         `top1`, `top5`, `mean_per_class` (of top-1, over the classes that occur), `chance` (of top-1).
@@ -57,7 +58,7 @@ def classification(
     for rows in torch.arange(len(image_points)).split(chunk):
         scores = topology.similarity(image_points[rows], classifier)
         own = scores.gather(1, labels[rows, None])
-        ranks.append((scores >= own).sum(1) - 1)
+        ranks.append((~(scores < own)).sum(1) - 1)
     return rank_figures(torch.cat(ranks), labels, len(classifier))
 
 
@@ -87,19 +88,21 @@ def classify(
         model_or_path: a run folder, a checkpoint, or the (model, preprocess, tokenizer) that `load` gave.
 
     Raises:
-        UserError: for an image that cannot be read, or see `build_classifier`.
+        UserError: without images, for one that cannot be read, or see `build_classifier`.
     """
     from ..checkpoint import load
     from ..data.images import decode_square
     from .encode import encode_images
 
     model, preprocess, tokenizer = load(model_or_path) if isinstance(model_or_path, str | Path) else model_or_path
+    if not images:
+        raise UserError("zero-shot classification needs at least one image")
     squares = []
     for image in images:
         try:
             source = Path(image) if isinstance(image, str) else image
             squares.append(decode_square(source, preprocess.image_size))
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"cannot read image {image}: {error}") from error
     points = encode_images(model, torch.stack(squares).split(256), preprocess)
     classifier = build_classifier(model, tokenizer, names, templates or PLAIN)

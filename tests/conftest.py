@@ -1,0 +1,30 @@
+"""One thread and a fixed seed for every test, and what several test files share."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+from torch import Tensor
+
+from oblique_clip.config import Architecture
+
+torch.set_num_threads(1)
+
+TINY = Architecture(
+    patch_size=16, vision_width=32, vision_layers=2, vision_heads=2, text_width=32, text_layers=2, text_heads=2,
+    context_length=16,
+)  # fmt: skip
+"""Towers of 32 channels and two blocks, for laws that hold at any size."""
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def relative_error(found: Tensor, reference: Tensor) -> float:
+    """Frobenius norm of the difference over that of the reference, in float64."""
+    reference = reference.detach().double()
+    return float((found.detach().double() - reference).norm() / reference.norm().clamp(min=1e-300))
