@@ -1,7 +1,6 @@
 """CLIP on an oblique manifold, trained and judged against an exact CLIP baseline.
 
-Names load on first use, so that importing the package costs nothing: `parse_topology`, `create_model`, `model_config`,
-`load`, `classify`.
+Functions and modules load on first use, so that importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -11,13 +10,15 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "parse_topology": "topology",
-    "create_model": "model",
-    "model_config": "config",
-    "load": "checkpoint",
-    "classify": "evaluate.zeroshot",
+# Where each public name lives; None for a module of that name.
+_HOMES: dict[str, str | None] = {
     "UserError": "errors",
+    "classify": "evaluate.zeroshot",
+    "create_model": "model",
+    "load": "checkpoint",
+    "model_config": "config",
+    "parse_topology": "topology",
+    **dict.fromkeys(("config", "data", "evaluate", "loss", "manifold", "model", "temperature", "topology", "towers")),
 }
 __all__ = ["UserError", "__version__", "classify", "create_model", "load", "model_config", "parse_topology"]
 
@@ -25,8 +26,10 @@ __all__ = ["UserError", "__version__", "classify", "create_model", "load", "mode
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'oblique_clip' has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    home = _HOMES[name]
+    module = importlib.import_module(f".{home or name}", __name__)
+    return module if home is None else getattr(module, name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_HOMES})

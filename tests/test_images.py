@@ -1,4 +1,4 @@
-"""Pixels: every kind of file becomes the RGB a viewer shows, evaluation has one transform, augmentation stays inside."""
+"""Pixels: any file becomes the RGB a viewer shows, evaluation has one transform, augmentation stays inside."""
 
 import io
 from dataclasses import replace
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from oblique_clip.data.images import Augmentation, Preprocess, decode_square, to_rgb
+from oblique_clip.data.images import Augmentation, Preprocess, decode_square
 
 JPEG = 12.0
 """Largest error of a flat colour through JPEG, in grey levels of 255."""
@@ -69,9 +69,10 @@ def test_half_transparent_parts_are_half_way_to_white() -> None:
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGB"])
 def test_a_transparent_colour_named_by_the_file_is_white(mode: str) -> None:
-    image = Image.new("RGB", (8, 8), "black").convert(mode)
-    image.paste(Image.new("RGB", (4, 8), (200, 200, 200)).convert(mode), (0, 0))
-    transparent: Any = (0, 0, 0) if mode == "RGB" else image.getpixel((7, 7))
+    image = Image.new("RGB", (8, 8), "black")
+    image.paste((200, 200, 200), (0, 0, 4, 8))
+    image = image.quantize(2) if mode == "P" else image.convert(mode)
+    transparent: Any = image.getpixel((7, 7))
     square = decode_square(encoded(image, "PNG", transparency=transparent), 8)
     assert square[:, 4, 7].tolist() == WHITE
     assert square[:, 4, 0].tolist() == [200, 200, 200]
@@ -109,11 +110,8 @@ def test_palettes_and_greys_become_rgb(mode: str) -> None:
     assert np.array_equal(square.permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB")))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+@pytest.mark.parametrize(("kind", "dtype"), [("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.int32)])
 def test_sixteen_bits_keep_their_greys(kind: str, dtype: type) -> None:
-    if kind == "PNG" and dtype is np.int32:
-        pytest.skip("PNG has no 32-bit grey")
     ramp = np.tile(np.linspace(0, 65535, 64), (64, 1))
     square = decode_square(encoded(Image.fromarray(ramp.round().astype(dtype)), kind), 64)
     assert np.abs(square.numpy() - ramp / 257).max() <= LEVEL
@@ -127,8 +125,9 @@ def test_of_an_oblong_picture_the_middle_square_is_kept(size: tuple[int, int]) -
     image.paste("blue", (left, top, left + side, top + side))
     square = decode_square(encoded(image, "PNG"), 8)
     assert square.shape == (3, 8, 8) and square.dtype == torch.uint8
-    if side > 1:
-        assert (square[2] == 255).all() and (square[0] == 0).all()
+    # Bicubic weights reach two pixels over the box's border.
+    inner = square[:, 1:-1, 1:-1]
+    assert side == 1 or ((inner[2] == 255).all() and (inner[0] == 0).all())
 
 
 def test_a_file_its_bytes_and_its_picture_give_the_same_square(tmp_path: Path) -> None:
@@ -139,6 +138,7 @@ def test_a_file_its_bytes_and_its_picture_give_the_same_square(tmp_path: Path) -
     assert torch.equal(decode_square(Image.open(io.BytesIO(data)), 16), from_bytes)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
 @settings(max_examples=60, deadline=None, database=None)
 @given(data=st.data())
@@ -247,7 +247,7 @@ def coordinates(side: int) -> Tensor:
 
 @pytest.mark.parametrize(("min_area", "max_aspect"), [(0.5, 1.2), (0.1, 2.0), (1.0, 3.0)])
 def test_without_rotation_a_crop_is_a_box_inside_the_picture(min_area: float, max_aspect: float) -> None:
-    side, count = 240, 500
+    side, count = 120, 250
     still = Augmentation(min_area, max_aspect, max_degrees=0, jitter=0)
     views = still(coordinates(side).to(torch.uint8).expand(count, -1, -1, -1), side, 2)
     x, y = views[:, 0, side // 2], views[:, 1, :, side // 2]
@@ -266,13 +266,13 @@ def test_without_rotation_a_crop_is_a_box_inside_the_picture(min_area: float, ma
 
 def test_crops_and_rotations_reach_what_they_are_allowed() -> None:
     """The knobs do something: over many draws the smallest crop and the largest angle come near their limits."""
-    side, count = 240, 500
+    side, count = 120, 250
     squares = coordinates(side).to(torch.uint8).expand(count, -1, -1, -1)
     crops = replace(IDENTITY, min_area=0.5)(squares, side, 0)
-    area = crops[:, 0, 120, 60:180].diff(dim=1).mean(1) * crops[:, 1, 60:180, 120].diff(dim=1).mean(1)
+    area = crops[:, 0, 60, 30:90].diff(dim=1).mean(1) * crops[:, 1, 30:90, 60].diff(dim=1).mean(1)
     assert 0.48 <= area.min() <= 0.52 and 0.98 <= area.max() <= 1.02
     turned = replace(IDENTITY, max_degrees=10.0)(squares, side, 0)
-    slope = turned[:, 1, 120, 60:180].diff(dim=1).mean(1)
+    slope = turned[:, 1, 60, 30:90].diff(dim=1).mean(1)
     angle = torch.rad2deg(torch.asin(slope.clamp(-1, 1)))
     assert -10.2 <= angle.min() <= -9.5 and 9.5 <= angle.max() <= 10.2
     bright = replace(IDENTITY, jitter=0.3)(torch.full((count, 3, 4, 4), 100, dtype=torch.uint8), 4, 0)[:, 0, 0, 0]

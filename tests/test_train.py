@@ -66,16 +66,16 @@ def test_a_seed_fixes_every_number_and_another_changes_them(tmp_path: Path) -> N
     ids=["clip", "sphere", "shared", "reshaped", "points", "sigmoid", "euclidean", "lorentz"],
 )
 def test_every_kind_of_model_learns(model: ModelConfig, loss: LossConfig) -> None:
-    """Forty steps on one batch of sixteen pairs take at least half of the loss away."""
+    """Sixty steps on one batch of sixteen pairs take at least half of the loss away."""
     pairs = EmojiPairs(load_emoji().of_families(("emoji-twemoji",)), "name")
     tokenizer = get_tokenizer("tiny", SMALL.context_length)
     batch = next(iter(MapBatches(pairs, tokenizer, 16, seed=0).batches()))
     encoder = create_model(model, loss.loss)
-    optimizer = Optimizer(encoder, OptimConfig(lr=3e-3, warmup=0.0), total_steps=40)
+    optimizer = Optimizer(encoder, OptimConfig(lr=3e-3, warmup=0.0), total_steps=60)
     images = preprocess_of(encoder).batch(batch.squares)
     groups = batch.groups if loss.positives == "caption" else None
     curve = []
-    for _ in range(40):
+    for _ in range(60):
         curve.append(train_step(encoder, images, batch.ids, groups, loss.loss, "float32")[0].item())
         optimizer.step()
     assert curve[-1] < curve[0] / 2
@@ -98,7 +98,7 @@ def test_noise_is_recorded_and_moves_the_share_asked_for(tmp_path: Path) -> None
 
 def test_a_loaded_checkpoint_gives_the_points_of_the_trained_model(tmp_path: Path) -> None:
     train(config(tmp_path, small(), steps=2), quiet=True)
-    best, preprocess, tokenizer = load(tmp_path)
+    best, _, tokenizer = load(tmp_path)
     again, _, _ = load(tmp_path / "checkpoints" / "last.safetensors")
     ids = tokenizer(["red apple", "dog"])
     assert best.encode_text(ids).equal(again.encode_text(ids))

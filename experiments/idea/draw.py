@@ -54,7 +54,8 @@ def draw() -> Figure:
     """Both topologies side by side, 10 x 3.4 inches."""
     generator = torch.Generator().manual_seed(3)
     figure = Figure((10, 3.4))
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 2.2))
+    halves = figure.add_gridspec(1, 2, width_ratios=(1, 2.2))
+    left, right = figure.add_subfigure(halves[0]), figure.add_subfigure(halves[1])
     left.suptitle("sphere: one class token, one unit vector", fontsize=10)
     right.suptitle(f"oblique manifold: {SPHERES} class tokens, a unit vector each", fontsize=10)
     sphere, oblique = parse_topology("sphere(3)"), parse_topology(f"oblique(3,{SPHERES})")
