@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from .ablate import AblateConfig
 from .ablate import ablate as run_ablate
-from .cli import parse
 from .config import FORMS, SIZES, TrainConfig, model_config
 from .data.describe import DataCommand, describe
 from .errors import UserError
 from .evaluate.run import EvaluateConfig
 from .evaluate.run import evaluate as run_evaluate
+from .flags import parse
 from .report import ReportConfig, print_evaluation
 from .report import report as run_report
 from .train import train as run_train

@@ -12,6 +12,7 @@ from ..topology import Topology
 KS = (1, 5, 10)
 
 
+@torch.no_grad()
 def retrieval(
     image_points: Tensor,
     text_points: Tensor,
@@ -71,5 +72,5 @@ def _chance(matches: Tensor, candidates: int, k: int) -> float:
     """Expected recall@k of a random order: 1 - C(n - p, k) / C(n, k) for p matches among n."""
     miss = torch.ones(len(matches), dtype=torch.float64)
     for i in range(min(k, candidates)):
-        miss *= ((candidates - matches - i).clamp(min=0)) / (candidates - i)
+        miss *= (candidates - matches - i).clamp(min=0).double() / (candidates - i)
     return (1 - miss).mean().item()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PLAIN: tuple[str, ...] = ("{}",)
 
 
+@torch.no_grad()
 def build_classifier(
     model: Encoder, tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str] = PLAIN
 ) -> Tensor:
@@ -43,6 +44,7 @@ def build_classifier(
     return model.topology.mean(points.unflatten(0, (len(templates), len(names))))
 
 
+@torch.no_grad()
 def classification(
     image_points: Tensor, labels: Tensor, classifier: Tensor, topology: Topology, chunk: int = 2048
 ) -> dict[str, float]:
@@ -76,6 +78,7 @@ def rank_figures(ranks: Tensor, labels: Tensor, classes: int) -> dict[str, float
     }
 
 
+@torch.no_grad()
 def classify(
     model_or_path: Loaded | str | Path,
     images: Sequence[Image.Image | str | Path],
@@ -106,6 +109,6 @@ def classify(
             raise UserError(f"cannot read image {image}: {error}") from error
     points = encode_images(model, torch.stack(squares).split(256), preprocess)
     classifier = build_classifier(model, tokenizer, names, templates or PLAIN)
-    scale = model.temperature.scale.detach().cpu()
+    scale = model.temperature.scale.cpu()
     probabilities = (scale * model.topology.similarity(points, classifier)).softmax(-1)
     return probabilities, [names[i] for i in probabilities.argmax(-1).tolist()]
