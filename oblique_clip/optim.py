@@ -68,6 +68,10 @@ class Optimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for part, saved in zip(self._parts, state["parts"], strict=True):
             part.load_state_dict(saved)
+            if isinstance(part, geoopt.optim.RiemannianAdam):
+                # Loading makes the counts float32 tensors, as AdamW has them; geoopt's correction of bias would round.
+                for moments in part.state.values():
+                    moments["step"] = int(moments["step"])
         for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved)
 

@@ -93,6 +93,10 @@ class ImageTower(_Tower):
         self.image_mean, self.image_std = CLIP_MEAN, CLIP_STD
         self.num_tokens = 1 if projection == "reshaped" else m
         self.trunk = _timm_vit(arch, self.num_tokens)
+        # timm's fixed deviation of 0.02 starts narrow towers slowly: both towers start by CLIP's rule instead.
+        parts = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
+        init_blocks(self.trunk.blocks, arch.vision_width, parts)
+        nn.init.normal_(self.trunk.pos_embed, std=arch.vision_width**-0.5)
         self.trunk.reg_token = make_class_tokens(self.num_tokens, arch.vision_width, class_tokens)
         self.projection = TokenProjection(projection, arch.vision_width, n, m)
 
@@ -160,7 +164,8 @@ class TextTower(_Tower):
         self.ln_final = LayerNorm(width)
         self.projection = TokenProjection(projection, width, n, m)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
-        init_blocks(self.transformer)
+        parts = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+        init_blocks(self.transformer.resblocks, width, parts)
 
     def forward(self, ids: Tensor) -> Tensor:
         tokens = self.class_tokens.expand(len(ids), -1, -1)
@@ -178,15 +183,17 @@ class TextTower(_Tower):
         return [stem, *([block] for block in self.transformer.resblocks), [self.ln_final, self.projection]]
 
 
-def init_blocks(transformer: Transformer) -> None:
-    """CLIP's initialisation of text blocks, by width and depth (open_clip, `TextTransformer.init_parameters`)."""
-    width, layers = transformer.width, transformer.layers
-    inner = width**-0.5 * (2 * layers) ** -0.5
-    for block in transformer.resblocks:
-        nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
-        nn.init.normal_(block.attn.out_proj.weight, std=inner)
-        nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
-        nn.init.normal_(block.mlp.c_proj.weight, std=inner)
+def init_blocks(blocks: nn.ModuleList, width: int, parts: tuple[str, str, str, str]) -> None:
+    """CLIP's initialisation of text blocks, by width and depth (open_clip, `TextTransformer.init_parameters`).
+
+    Args:
+        parts: names within a block of the weights of query, key and value, of the attention's output, and of the two
+            layers of the MLP.
+    """
+    inner = width**-0.5 * (2 * len(blocks)) ** -0.5
+    for name, std in zip(parts, (width**-0.5, inner, (2 * width) ** -0.5, inner), strict=True):
+        for block in blocks:
+            nn.init.normal_(block.get_parameter(name), std=std)
 
 
 def run_blocks(transformer: Transformer, x: Tensor, key_mask: Tensor | None = None, causal: bool = False) -> Tensor:

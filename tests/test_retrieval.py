@@ -20,7 +20,7 @@ SAMPLED = 4
 TOPOLOGIES = {"inner": parse_topology("sphere(3)"), "squared": parse_topology("euclidean(3)/squared")}
 KS = (1, 2, 5, 10)
 
-laws = settings(max_examples=150, deadline=None, database=None)
+laws = settings(max_examples=100, deadline=None, database=None)
 
 
 def similarity(kind: str, x: list[int], y: list[int]) -> int:
