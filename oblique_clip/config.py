@@ -108,7 +108,7 @@ class DataConfig:
     augment: bool = True
     """Random resized crop, small rotation and colour jitter; never a flip."""
     workers: int = 2
-    """Threads that decode the files of a table (shards are decoded as they are read, the shipped set is kept decoded)."""
+    """Threads that decode the files of a table (shards are decoded as they are read, the shipped set once for all)."""
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,7 @@ def draw_retrieval(run: Path, count: int = 8, seed: int = 0) -> Figure:
     from matplotlib.figure import Figure
 
     from .checkpoint import load
-    from .data.sources import split_emoji
+    from .data.splits import split_emoji
     from .evaluate.encode import encode_images, encode_texts
 
     model, preprocess, tokenizer = load(run)

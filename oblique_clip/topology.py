@@ -281,8 +281,12 @@ class LorentzTopology(Topology):
             space = tangent * torch.sinh(length.clamp(max=self.max_radius)) / length
             return self._with_time(space)
 
+    def _curvature_by(self, points: Tensor) -> Tensor:
+        """The curvature on the device of the points, which evaluation keeps on the CPU."""
+        return self.curvature.to(points.device)
+
     def _with_time(self, space: Tensor) -> Tensor:
-        time = (1 / self.curvature + space.square().sum(-1, keepdim=True)).sqrt()
+        time = (1 / self._curvature_by(space) + space.square().sum(-1, keepdim=True)).sqrt()
         return torch.cat([time, space], -1)
 
     def mean(self, points: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -290,19 +294,21 @@ class LorentzTopology(Topology):
         total = _weighted(points, weights).sum(0)
         square = total[..., :1].square() - total[..., 1:].square().sum(-1, keepdim=True)
         # At least 1/c, but for the rounding of points far out.
-        return self._with_time(total[..., 1:] / (self.curvature * square).clamp(min=1).sqrt())
+        return self._with_time(total[..., 1:] / (self._curvature_by(total) * square).clamp(min=1).sqrt())
 
     def _pairwise(self, x: Tensor, y: Tensor) -> Tensor:
         a, b = x.flatten(-2), y.flatten(-2)
         lorentzian = a[:, :1] * b[:, 0] - a[:, 1:] @ b[:, 1:].T
-        return -_safe_acosh(self.curvature * lorentzian) / self.curvature.sqrt()
+        curvature = self._curvature_by(x)
+        return -_safe_acosh(curvature * lorentzian) / curvature.sqrt()
 
     def _rowwise(self, x: Tensor, y: Tensor) -> Tensor:
         # cosh d - 1 = 2 sinh^2(d/2) turns acosh, blind near 1, into asinh of a chord, exact near 0.
         space = x[..., 1:] - y[..., 1:]
         lift = ((x[..., 1:] + y[..., 1:]) * space).sum(-1) / (x[..., 0] + y[..., 0])
-        chord = self.curvature * (space.square().sum(-1) - lift.square())
-        return -2 * torch.asinh(_safe_sqrt(chord) / 2).squeeze(-1) / self.curvature.sqrt()
+        curvature = self._curvature_by(x)
+        chord = curvature * (space.square().sum(-1) - lift.square())
+        return -2 * torch.asinh(_safe_sqrt(chord) / 2).squeeze(-1) / curvature.sqrt()
 
 
 TOPOLOGIES: dict[str, type[Topology]] = {

@@ -27,6 +27,9 @@ from .tokenizer import PAD_ID
 Projection = Literal["per_token", "shared", "reshaped"]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# The weights of a block: query, key and value; the attention's output; the first and the second layer of the MLP.
+OPEN_CLIP_WEIGHTS = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+TIMM_WEIGHTS = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 
 
 def make_class_tokens(count: int, width: int, kind: Literal["free", "oblique"]) -> nn.Parameter:
@@ -94,8 +97,7 @@ class ImageTower(_Tower):
         self.num_tokens = 1 if projection == "reshaped" else m
         self.trunk = _timm_vit(arch, self.num_tokens)
         # timm's fixed deviation of 0.02 starts narrow towers slowly: both towers start by CLIP's rule instead.
-        parts = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
-        init_blocks(self.trunk.blocks, arch.vision_width, parts)
+        init_blocks(self.trunk.blocks, arch.vision_width, TIMM_WEIGHTS)
         nn.init.normal_(self.trunk.pos_embed, std=arch.vision_width**-0.5)
         self.trunk.reg_token = make_class_tokens(self.num_tokens, arch.vision_width, class_tokens)
         self.projection = TokenProjection(projection, arch.vision_width, n, m)
@@ -164,14 +166,13 @@ class TextTower(_Tower):
         self.ln_final = LayerNorm(width)
         self.projection = TokenProjection(projection, width, n, m)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
-        parts = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-        init_blocks(self.transformer.resblocks, width, parts)
+        init_blocks(self.transformer.resblocks, width, OPEN_CLIP_WEIGHTS)
 
     def forward(self, ids: Tensor) -> Tensor:
         tokens = self.class_tokens.expand(len(ids), -1, -1)
         x = torch.cat([tokens, self.token_embedding(ids)], 1)
         x = x + self.positional_embedding[: x.shape[1]]
-        mask = F.pad(ids != PAD_ID, (self.num_tokens, 0), value=True)
+        mask = F.pad(is_text(ids), (self.num_tokens, 0), value=True)
         x = run_blocks(self.transformer, x, key_mask=mask)
         return self.projection(self.ln_final(x[:, : self.num_tokens]))
 
@@ -183,17 +184,24 @@ class TextTower(_Tower):
         return [stem, *([block] for block in self.transformer.resblocks), [self.ln_final, self.projection]]
 
 
-def init_blocks(blocks: nn.ModuleList, width: int, parts: tuple[str, str, str, str]) -> None:
+def is_text(ids: Tensor) -> Tensor:
+    """True (B, L) up to the last token that is not padding: within a caption, id 0 is a token ("!" in CLIP's)."""
+    return (ids != PAD_ID).flip(-1).cumsum(-1).flip(-1) > 0
+
+
+def init_blocks(blocks: nn.ModuleList, width: int, weights: tuple[str, str, str, str]) -> None:
     """CLIP's initialisation of text blocks, by width and depth (open_clip, `TextTransformer.init_parameters`).
 
     Args:
-        parts: names within a block of the weights of query, key and value, of the attention's output, and of the two
-            layers of the MLP.
+        weights: their names within a block, as in `OPEN_CLIP_WEIGHTS`.
     """
     inner = width**-0.5 * (2 * len(blocks)) ** -0.5
-    for name, std in zip(parts, (width**-0.5, inner, (2 * width) ** -0.5, inner), strict=True):
-        for block in blocks:
-            nn.init.normal_(block.get_parameter(name), std=std)
+    deviations = dict(zip(weights, (width**-0.5, inner, (2 * width) ** -0.5, inner), strict=True))
+    for block in blocks:
+        # Some ViTs of timm have other parts (gated or parallel), which keep timm's start.
+        for name, parameter in block.named_parameters():
+            if name in deviations:
+                nn.init.normal_(parameter, std=deviations[name])
 
 
 def run_blocks(transformer: Transformer, x: Tensor, key_mask: Tensor | None = None, causal: bool = False) -> Tensor:

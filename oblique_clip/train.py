@@ -46,6 +46,8 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
         UserError: for a configuration that cannot be run, before anything is written.
     """
     device = pick_device(config.device)
+    if config.seed < 0:
+        raise UserError(f"--seed must be at least 0, not {config.seed}")
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)

@@ -70,6 +70,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "batch of one": (["train", "--batch-size", "1"], "at least 2"),
     "unknown family": (["train", "--test-families", "emoji-apple"], "there is emoji-emojione"),
     "noise above one": (["train", "--caption-noise", "1.5"], "between 0 and 1"),
+    "negative seed": (["train", "--seed", "-1"], "at least 0"),
     "no steps": (["train", "--epochs", "0"], "0 steps"),
     "negative scale": (["train", "--init-scale", "-1"], "greater than 0"),
     "unknown device": (["train", "--device", "tpu"], "there is auto, cpu, cuda"),

@@ -14,7 +14,7 @@ from oblique_clip.config import DataConfig
 from oblique_clip.data import emoji as module
 from oblique_clip.data.batches import caption_key
 from oblique_clip.data.emoji import FAMILIES, EmojiSet, cache_folder, concept_split, load_emoji
-from oblique_clip.data.sources import split_emoji
+from oblique_clip.data.splits import split_emoji
 from oblique_clip.errors import UserError
 
 COUNTS = {

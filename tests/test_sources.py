@@ -21,15 +21,10 @@ from PIL import Image
 from oblique_clip.config import DataConfig
 from oblique_clip.data.batches import Batch, MapBatches, caption_group
 from oblique_clip.data.folders import open_class_folder
-from oblique_clip.data.sources import (
-    EmojiPairs,
-    expand_shards,
-    is_shards,
-    open_table,
-    open_training_data,
-    read_shards,
-    split_emoji,
-)
+from oblique_clip.data.shards import expand_shards, read_shards
+from oblique_clip.data.sources import is_shards, open_training_data
+from oblique_clip.data.splits import EmojiPairs, split_emoji
+from oblique_clip.data.tables import open_table
 from oblique_clip.errors import UserError
 from oblique_clip.tokenizer import get_tokenizer
 

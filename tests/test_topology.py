@@ -440,6 +440,7 @@ def test_lorentz_agrees_with_geoopt(curvature: float) -> None:
     x, y = topology.project(features).detach(), some_points(topology, 6, torch.float64)
     assert relative_error(minkowski(x, x), torch.full((6, 1), -1 / curvature, dtype=torch.float64)) < EXACT
     assert relative_error(-topology.similarity_rowwise(x, y), manifold.dist(x, y).squeeze(-1)) < REFERENCE
+    assert relative_error(-topology.similarity(x, y), manifold.dist(x[:, None], y[None]).squeeze(-1)) < REFERENCE
     tangent = torch.cat([torch.zeros(6, 1, 1).double(), features * topology.log_factor.detach().exp()], -1)
     assert isinstance(manifold, geoopt.Lorentz)
     assert relative_error(x, manifold.expmap0(tangent)) < REFERENCE

@@ -21,7 +21,6 @@ from oblique_clip.towers import (
     OpenClipTextTower,
     TextTower,
     TokenProjection,
-    init_blocks,
     run_blocks,
 )
 from oblique_clip.train import train_step
@@ -34,6 +33,8 @@ SAME = 1e-12
 SAME_GRADIENT = 1e-6
 """The same gradient twice, in float32."""
 ON_MANIFOLD = 1e-6
+SAMPLED = 0.05
+"""Relative error of a deviation estimated from the 4,096 numbers or more of a matrix."""
 CHANGED = 1e-6
 """Relative change that is no rounding in float64, however little an untrained tower reads of its input."""
 APART = 0.1
@@ -75,10 +76,8 @@ def input_of(tower: nn.Module) -> Tensor:
 
 def some_blocks() -> Transformer:
     transformer = Transformer(32, 2, 4).double()
-    init_blocks(transformer)
     for parameter in transformer.parameters():
-        if parameter.ndim == 1:
-            nn.init.normal_(parameter)
+        nn.init.normal_(parameter, std=0.3 if parameter.ndim == 2 else 1.0)
     return transformer
 
 
@@ -120,6 +119,19 @@ def test_text_features_do_not_depend_on_the_padding(kind: str) -> None:
     padded = torch.nn.functional.pad(ids, (0, TINY.context_length - ids.shape[1]), value=PAD_ID)
     assert relative_error(tower(ids), tower(padded)) < SAME
     assert relative_error(tower(ids)[:1], tower(ids[:1, :4])) < SAME
+
+
+@pytest.mark.parametrize("kind", ["text", "open_clip text"])
+def test_the_padding_id_within_a_caption_is_a_token(kind: str) -> None:
+    """CLIP's vocabulary has "!" there: it is read before the end token, and not behind it."""
+    tower = TOWERS[kind]()
+    ids = torch.tensor([[1, PAD_ID, 2, END, PAD_ID], [1, 2, END, PAD_ID, PAD_ID]])
+    embedding = tower.token_embedding if isinstance(tower, TextTower) else tower.trunk.token_embedding
+    before = tower(ids)
+    nn.init.normal_(embedding.weight.data[PAD_ID])
+    after = tower(ids)
+    assert relative_error(after[0], before[0]) > CHANGED
+    assert relative_error(after[1], before[1]) < SAME
 
 
 @pytest.mark.parametrize("kind", ["text", "open_clip text"])
@@ -202,6 +214,36 @@ def test_a_reshaped_projection_reads_one_token(make: Callable[..., nn.Module]) -
     assert extra == 2 * (M - 1) * 32, "only tokens and their positions are fewer"
 
 
+def test_blocks_start_by_clips_rule() -> None:
+    """In both towers, matrix by matrix, the deviation that open_clip's text tower starts with."""
+    arch = dataclasses.replace(TINY, vision_width=64, text_width=64)
+    theirs = OpenClipTextTower(arch, VOCABULARY, N * M).trunk.transformer.resblocks
+    ours = TextTower(arch, VOCABULARY, N, M).transformer.resblocks
+    trunk = ImageTower(arch, N, M).trunk.blocks
+    for at, names in enumerate(zip(*(matrices_of(blocks) for blocks in (theirs, ours, trunk)), strict=True)):
+        expected, *found = (matrix.std().item() for matrix in names)
+        assert found == pytest.approx([expected] * 2, rel=SAMPLED), at
+
+
+def matrices_of(blocks: nn.ModuleList) -> list[Tensor]:
+    return [parameter for parameter in blocks.parameters() if parameter.ndim == 2]
+
+
+@torch.no_grad()
+def test_the_image_towers_start_by_reading_their_input_alike() -> None:
+    """Untrained, features differ between images about as much in our towers as in open_clip's: none starts ahead."""
+    arch = Architecture()
+    batch = torch.randn(12, 3, arch.image_size, arch.image_size)
+
+    def spread(tower: nn.Module) -> float:
+        features = tower(batch)
+        return relative_error(features, features.mean(0).expand_as(features))
+
+    baseline = spread(OpenClipImageTower(arch, 128))
+    assert baseline / 3 < spread(ImageTower(arch, 128, 1)) < baseline * 3
+    assert baseline / 3 < spread(ImageTower(arch, 16, 8)) < baseline * 3
+
+
 def small_model(class_tokens: str, form: str = "oblique") -> DualEncoder:
     topology = f"oblique({N},{M})" if form == "oblique" else f"sphere({N * M})"
     config = ModelConfig(form=form, topology=topology, class_tokens=class_tokens, embed_dim=N * M, arch=TINY)  # type: ignore[arg-type]
@@ -275,8 +317,9 @@ def test_checkpointing_recomputes_every_block_and_changes_no_gradient(kind: str)
 
 @pytest.mark.parametrize(
     "name",
-    ["vit_base_patch16_224", "deit3_small_patch16_224", "vit_base_patch16_siglip_224", "vit_small_patch14_dinov2"],
-)
+    ["vit_base_patch16_224", "deit3_small_patch16_224", "vit_base_patch16_siglip_224", "vit_small_patch14_dinov2",
+     "aimv2_large_patch14_224", "vit_small_patch16_18x2_224", "vit_pwee_patch16_reg1_gap_256"],
+)  # fmt: skip
 def test_any_plain_vit_of_timm_trains_all_its_parameters(name: str) -> None:
     tower = ImageTower(dataclasses.replace(TINY, timm_name=name), N, M)
     features = tower(images().float())

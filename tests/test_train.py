@@ -16,7 +16,7 @@ from oblique_clip.checkpoint import save_model
 from oblique_clip.config import Architecture, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from oblique_clip.data.batches import MapBatches
 from oblique_clip.data.emoji import load_emoji
-from oblique_clip.data.sources import EmojiPairs
+from oblique_clip.data.splits import EmojiPairs
 from oblique_clip.errors import UserError
 from oblique_clip.model import preprocess_of
 from oblique_clip.optim import Optimizer

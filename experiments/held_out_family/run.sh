@@ -4,7 +4,7 @@ set -euo pipefail
 runs=${1:-runs/long}
 here=experiments/held_out_family
 for form in sphere oblique; do
-  OMP_NUM_THREADS=1 oblique-clip train --form "$form" --epochs 45 --batch-size 64 --threads 1 --out "$runs/$form" &
+  OMP_NUM_THREADS=1 oblique-clip train --form "$form" --epochs 70 --batch-size 64 --threads 1 --out "$runs/$form" &
 done
 wait
 oblique-clip report "$runs/sphere" "$runs/oblique" --out "$runs/report"

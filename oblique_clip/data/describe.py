@@ -17,7 +17,9 @@ from torch import Tensor
 from ..config import DataConfig
 from ..errors import UserError
 from .emoji import load_emoji
-from .sources import expand_shards, is_shards, open_pairs, read_shards, split_emoji
+from .shards import expand_shards, read_shards
+from .sources import is_shards, open_pairs
+from .splits import split_emoji
 
 SIDE = 64
 

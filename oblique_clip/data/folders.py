@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .images import decode_square
-from .sources import READ_ERRORS
+from .images import READ_ERRORS, decode_square
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 

@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+# What `decode_square` raises for a file that is no picture.
+READ_ERRORS = (OSError, ValueError)
+
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL image, upright by its EXIF tag, in RGB; transparent parts become white."""

@@ -13,7 +13,7 @@ from ..config import DataConfig
 from ..data.batches import caption_group
 from ..data.emoji import EmojiSet, Record
 from ..data.images import Preprocess
-from ..data.sources import split_emoji
+from ..data.splits import split_emoji
 from ..tokenizer import Tokenizer
 from .encode import Encoder, encode_images, encode_texts
 from .floors import pixel_neighbour, thumbnails

@@ -1,0 +1,129 @@
+"""WebDataset shards, read as a stream: `key.png` (or jpg, webp) with `key.txt`, or with a caption in `key.json`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..tokenizer import Tokenizer, cut_to_longest
+from .batches import Batch, caption_group, without_twins
+from .images import READ_ERRORS, decode_square
+
+SHUFFLE_BUFFER = 2000
+
+
+def expand_shards(pattern: str) -> list[str]:
+    """The local files or addresses that a brace pattern names.
+
+    Raises:
+        UserError: where a local shard is missing, or braces do not close.
+    """
+    from webdataset.shardlists import expand_urls
+
+    try:
+        urls: list[str] = expand_urls(pattern)
+    except ValueError as error:
+        raise UserError(f"cannot expand the shards {pattern!r}: {error}") from error
+    missing = [url for url in urls if "://" not in url and not url.startswith("pipe:") and not Path(url).is_file()]
+    if missing:
+        raise UserError(f"{len(missing)} of {len(urls)} shards are missing, such as {missing[0]}")
+    return urls
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decoded pair of a stream."""
+
+    square: Tensor
+    caption: str
+
+
+def read_shards(urls: list[str], side: int, skipped: Counter[str], seed: int | None = None) -> Iterator[Sample]:
+    """Decoded pairs of WebDataset shards once through, shuffled within a buffer where there is a seed."""
+    import webdataset
+
+    def lenient(error: Exception) -> bool:
+        skipped[f"shard: {type(error).__name__}"] += 1
+        return True
+
+    shuffle = False if seed is None else len(urls)
+    stream: Iterable[dict[str, Any]] = webdataset.WebDataset(
+        urls, shardshuffle=shuffle, seed=seed, handler=lenient, empty_check=False, nodesplitter=None
+    )
+    if seed is not None:
+        stream = stream.shuffle(SHUFFLE_BUFFER, seed=seed)  # type: ignore[attr-defined]
+    for record in stream:
+        sample = _decode_record(record, side, skipped)
+        if sample is not None:
+            yield sample
+
+
+def _decode_record(record: dict[str, Any], side: int, skipped: Counter[str]) -> Sample | None:
+    picture = next((record[key] for key in ("jpg", "jpeg", "png", "webp") if key in record), None)
+    if picture is None:
+        skipped["no image"] += 1
+        return None
+    try:
+        caption = record["txt"].decode() if "txt" in record else json.loads(record["json"])["caption"]
+        caption.encode()  # JSON can spell half a surrogate pair, which is no text
+        blank = not caption.strip()
+    except (KeyError, ValueError, TypeError, AttributeError):
+        blank = True
+    if blank:
+        skipped["no caption"] += 1
+        return None
+    try:
+        return Sample(decode_square(picture, side), caption)
+    except READ_ERRORS:
+        skipped["unreadable image"] += 1
+        return None
+
+
+class ShardBatches:
+    """Endless batches from WebDataset shards, read in a stream; each pass has its own order by (seed, pass).
+
+    What fills no batch at the end of a pass is dropped, as it is at the end of an epoch of `MapBatches`.
+    """
+
+    pairs: int | None = None
+
+    def __init__(self, pattern: str, tokenizer: Tokenizer, batch_size: int, seed: int, side: int, twins: str) -> None:
+        self._urls, self._tokenizer = expand_shards(pattern), tokenizer
+        self._batch_size, self._seed, self._side, self._twins = batch_size, seed, side, twins
+        self.skipped: Counter[str] = Counter()
+
+    def batches(self) -> Iterator[Batch]:
+        step = 0
+        for passed in itertools.count():
+            distinct: set[int] = set()
+            before = step
+            stream = self._one_pass(passed, distinct)
+            for samples in without_twins(stream, self._batch_size, SHUFFLE_BUFFER, self.skipped):
+                ids = cut_to_longest(self._tokenizer([sample.caption for sample in samples]))
+                groups = torch.tensor([caption_group(sample.caption) for sample in samples])
+                yield Batch(torch.stack([sample.square for sample in samples]), ids, groups, step)
+                step += 1
+            if step == before:
+                raise UserError(
+                    f"--batch-size {self._batch_size} is larger than the data: {len(distinct)} pairs can share a batch"
+                )
+
+    def _one_pass(self, passed: int, distinct: set[int]) -> Iterator[tuple[int, Sample]]:
+        """Samples with their groups, which are noted in `distinct` until they could fill a batch."""
+        order = int(np.random.default_rng((self._seed, passed)).integers(2**31))
+        for number, sample in enumerate(read_shards(self._urls, self._side, self.skipped, order)):
+            # Where twins are allowed, every sample is a group of its own.
+            group = caption_group(sample.caption) if self._twins == "avoid" else number
+            if len(distinct) < self._batch_size:
+                distinct.add(group)
+            yield group, sample

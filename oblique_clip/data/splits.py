@@ -1,0 +1,82 @@
+"""The shipped set, cut into what is trained on and what a model is judged by."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from ..config import DataConfig
+from ..errors import UserError
+from .batches import Rows, caption_group
+from .emoji import EmojiSet, load_emoji
+
+
+@dataclass(frozen=True)
+class EmojiSplits:
+    """The shipped set cut as a `DataConfig` says; no picture is in two of the parts that it is judged by."""
+
+    train: EmojiSet
+    val: EmojiSet
+    """Every picture of the validation families."""
+    test: EmojiSet
+    """Every picture of the test families."""
+    concepts: EmojiSet
+    """Pictures of the training families whose concepts (`held_out_concepts`) were kept out of training."""
+
+
+def split_emoji(config: DataConfig) -> EmojiSplits:
+    """Cut the shipped set.
+
+    Raises:
+        UserError: for a family or a split of concepts that does not exist, a family named for both validation and
+            test, or where nothing is left to train on.
+    """
+    whole = load_emoji()
+    known = sorted({record.family for record in whole.records})
+    for family in (*config.test_families, *config.val_families):
+        if family not in known:
+            raise UserError(f"the shipped set has no family {family!r}; there is {', '.join(known)}")
+    for family in config.test_families:
+        if family in config.val_families:
+            raise UserError(f"{family} cannot be both a test and a validation family: name another --val-families")
+    for name in config.held_out_concepts:
+        if name not in ("val", "test"):
+            raise UserError(f"--held-out-concepts takes val and test, not {name!r}")
+    held_families = {*config.test_families, *config.val_families}
+    own = np.array([record.family not in held_families for record in whole.records])
+    held = np.array([record.split in config.held_out_concepts for record in whole.records])
+    train = whole.select(own & ~held)
+    if not len(train):
+        raise UserError("every family is held out: nothing is left to train on")
+    return EmojiSplits(
+        train, whole.of_families(config.val_families), whole.of_families(config.test_families), whole.select(own & held)
+    )
+
+
+class EmojiPairs:
+    """The shipped set as a `PairSource`."""
+
+    def __init__(self, emoji: EmojiSet, captions: Literal["name", "keywords", "mixed"]) -> None:
+        self._emoji, self._style = emoji, captions
+        self.skipped: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._emoji)
+
+    def captions(self, row: int) -> tuple[str, ...]:
+        record = self._emoji.records[row]
+        return {
+            "name": (record.caption,),
+            "keywords": (record.described,),
+            "mixed": (record.caption, record.described),
+        }[self._style]
+
+    def groups(self) -> Rows:
+        return np.array([caption_group(record.caption) for record in self._emoji.records])
+
+    def fetch(self, rows: Rows) -> tuple[Tensor, list[int]]:
+        return self._emoji.images(rows), list(range(len(rows)))

@@ -1,0 +1,100 @@
+"""Pairs named by a table: CSV, TSV or Parquet with a column of image paths and one of captions."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import DataConfig
+from ..errors import UserError
+from .batches import Rows, caption_group
+from .images import READ_ERRORS, decode_square
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+
+
+class FilePairs:
+    """Image files and captions named by a table; files that cannot be read are skipped and counted."""
+
+    def __init__(self, paths: list[Path], captions: list[str], side: int, workers: int) -> None:
+        self._paths, self._captions, self._side = paths, captions, side
+        self._pool = ThreadPoolExecutor(max(1, workers))
+        self.skipped: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def captions(self, row: int) -> tuple[str, ...]:
+        return (self._captions[row],)
+
+    def groups(self) -> Rows:
+        return np.array([caption_group(caption) for caption in self._captions])
+
+    def fetch(self, rows: Rows) -> tuple[Tensor, list[int]]:
+        decoded = list(self._pool.map(self._read, rows))
+        self.skipped.update(cause for cause in decoded if isinstance(cause, str))
+        kept = [i for i, square in enumerate(decoded) if isinstance(square, Tensor)]
+        squares = [square for square in decoded if isinstance(square, Tensor)]
+        return torch.stack(squares) if squares else torch.empty(0, 3, self._side, self._side, dtype=torch.uint8), kept
+
+    def _read(self, row: int) -> Tensor | str:
+        """The picture, or why there is none."""
+        try:
+            return decode_square(self._paths[row], self._side)
+        except FileNotFoundError:
+            return "missing image"
+        except READ_ERRORS:
+            return "unreadable image"
+
+
+def open_table(path: Path, config: DataConfig, side: int) -> FilePairs:
+    """The pairs of a CSV, TSV or Parquet file; rows without an image or a caption are skipped and counted.
+
+    Raises:
+        UserError: for a missing file or column, an empty table, or when none of the first files exists.
+    """
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    columns, rows = _read_parquet(path) if path.suffix == ".parquet" else _read_delimited(path)
+    for column in (config.image_column, config.caption_column):
+        if column not in columns:
+            raise UserError(f"{path} has no column {column!r}; it has {', '.join(columns)}")
+    wanted = [(row.get(config.image_column), row.get(config.caption_column)) for row in rows]
+    good = [(path.parent / str(image), str(text)) for image, text in wanted if image and text and str(text).strip()]
+    if not good:
+        raise UserError(f"{path} has no row with both an image and a caption")
+    if not any(image.is_file() for image, _ in good[:32]):
+        raise UserError(
+            f"{path}: none of the first images exists, such as {good[0][0]}; paths start at the table's folder"
+        )
+    pairs = FilePairs([image for image, _ in good], [text for _, text in good], side, config.workers)
+    pairs.skipped.update({"row without image or caption": len(wanted) - len(good)} if len(good) < len(wanted) else {})
+    return pairs
+
+
+def _read_delimited(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            return list(reader.fieldnames or ()), list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not a readable table in UTF-8: {error}") from error
+
+
+def _read_parquet(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise UserError("Parquet needs pyarrow: pip install 'oblique-clip[parquet]'") from error
+    try:
+        table = parquet.read_table(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable Parquet file: {error}") from error
+    return table.column_names, table.to_pylist()
