@@ -115,10 +115,11 @@ def create_model(config: ModelConfig, loss: str = "info_nce") -> DualEncoder:
     Raises:
         UserError: for an unknown topology, one off the budget, or a form that does not fit it.
     """
-    from .towers import ImageTower, OpenClipImageTower, OpenClipTextTower, TextTower
-
     topology = parse_topology(config.topology)
     _check_fit(config, topology)
+    # open_clip takes seconds to import: a mistake above is told before.
+    from .towers import ImageTower, OpenClipImageTower, OpenClipTextTower, TextTower
+
     arch, n, m = config.arch, topology.n, topology.m
     vocab_size = get_tokenizer(arch.tokenizer, arch.context_length).vocab_size
     if config.form == "clip":

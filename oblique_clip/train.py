@@ -50,14 +50,14 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
         raise UserError(f"--seed must be at least 0, not {config.seed}")
     if config.threads:
         torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    model = create_model(config.model, config.loss.loss).to(device)
     arch = config.model.arch
     tokenizer = get_tokenizer(arch.tokenizer, arch.context_length)
     data = open_training_data(config.data, tokenizer, config.optim.batch_size, arch.image_size, config.seed)
     steps = total_steps(config.optim, data)
     if (config.out / "result.json").exists():
         raise UserError(f"{config.out} holds a finished run; name another --out or remove it")
+    torch.manual_seed(config.seed)
+    model = create_model(config.model, config.loss.loss).to(device)
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "config.json").write_text(json.dumps(to_json(config), indent=2) + "\n")
     _record_noise(config.out, config.data, data)

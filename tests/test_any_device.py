@@ -114,6 +114,20 @@ def test_what_evaluation_uses(spec: str) -> None:
             assert_on_fake_cuda(topology.mean(points), topology.point_shape)
 
 
+@pytest.mark.parametrize("spec", SPECS)
+def test_points_kept_on_the_cpu_are_compared_there(spec: str) -> None:
+    """Evaluation collects points on the CPU while the model, and with it the curvature, stays on the GPU."""
+    mode = FakeTensorMode()
+    topology = parse_topology(spec)
+    move_to_fake_cuda(topology, mode)
+    with mode, torch.no_grad():
+        points = torch.empty(BATCH, *topology.point_shape)
+        similarities = topology.similarity(points, points), topology.similarity_rowwise(points, points)
+        assert [value.device.type for value in similarities] == ["cpu", "cpu"]
+        if topology.distance != "geodesic" or topology.family == "lorentz":
+            assert topology.mean(points).device.type == "cpu"
+
+
 @pytest.mark.parametrize("name", ["visual.projection.weight", "visual.trunk.pos_embed", "text.class_tokens"])
 def test_a_parameter_left_on_the_cpu_fails(name: str) -> None:
     """The check itself. (A CPU tensor without dimensions would pass, as it does on a GPU.)"""
