@@ -8,12 +8,12 @@ from dataclasses import replace
 from .ablate import AblateConfig
 from .ablate import ablate as run_ablate
 from .config import FORMS, SIZES, TrainConfig, model_config
-from .data.describe import DataCommand, describe
+from .describe import DataCommand, describe
 from .errors import UserError
 from .evaluate.run import EvaluateConfig
 from .evaluate.run import evaluate as run_evaluate
 from .flags import parse
-from .report import ReportConfig, print_evaluation
+from .report import ReportConfig, print_evaluation, print_skipped
 from .report import report as run_report
 from .train import train as run_train
 
@@ -26,10 +26,13 @@ def train(args: list[str]) -> None:
     defaults = TrainConfig(model=model_config(size, form))
     result = run_train(parse(TrainConfig, "train", args, defaults))
     print_evaluation(result["evaluation"])
+    print_skipped(result["skipped"])
 
 
 def evaluate(args: list[str]) -> None:
-    print_evaluation(run_evaluate(parse(EvaluateConfig, "evaluate", args))["evaluation"])
+    evaluation = run_evaluate(parse(EvaluateConfig, "evaluate", args))["evaluation"]
+    print_evaluation(evaluation)
+    print_skipped(evaluation.get("skipped", {}))
 
 
 def ablate(args: list[str]) -> None:

@@ -152,22 +152,54 @@ def print_tables(results: dict[str, dict[str, Any]], remaining: dict[str, dict[s
 
 
 def print_evaluation(evaluation: dict[str, Any]) -> None:
-    """The figures of one evaluation, part by part."""
+    """The figures of one evaluation in percent: a row for each classification, and for each way of retrieval."""
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    table = RichTable("part", "figure", "value")
-    for part, figures in evaluation.items():
-        for i, (name, value) in enumerate(_flatten(figures)):
-            table.add_row(part if i == 0 else "", name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    Console().print(table)
+    zero_shot = RichTable(title="Accuracies in %", title_justify="left")
+    zero_shot.add_column("zero-shot", no_wrap=True)
+    for heading in ZERO_SHOT:
+        zero_shot.add_column(heading, justify="right")
+    for name, figures in _classifications(evaluation):
+        zero_shot.add_row(name, *(Column(heading, path).text(figures) for heading, path in ZERO_SHOT.items()))
+    recalls = evaluation.get("retrieval", {})
+    ranks = [name.removeprefix("image_to_text_") for name in recalls if name.startswith("image_to_text_r@")]
+    way_table = RichTable(
+        "retrieval", *(f"{rank} (chance)" for rank in ranks), title="Recall in %", title_justify="left"
+    )
+    for way in ("image_to_text", "text_to_image"):
+        cells = [(f"{way}_{rank}", f"{way}_chance_{rank}") for rank in ranks]
+        texts = [f"{100 * recalls[own]:.{DIGITS}f} ({100 * recalls[chance]:.{DIGITS}f})" for own, chance in cells]
+        way_table.add_row(way.replace("_", " "), *texts)
+    console = Console()
+    for table in (zero_shot,) * bool(zero_shot.rows) + (way_table,) * bool(ranks):
+        console.print(table)
 
 
-def _flatten(figures: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for name, value in figures.items():
-        flat += _flatten(value, f"{prefix}{name} ") if isinstance(value, dict) else [(prefix + name, value)]
-    return flat
+def print_skipped(skipped: dict[str, int]) -> None:
+    """What was left out, by cause; nothing where nothing was."""
+    if skipped:
+        print("skipped:", ", ".join(f"{count} x {cause}" for cause, count in skipped.items()))
+
+
+# Columns of a classification: heading, and where the figure is found.
+ZERO_SHOT = {
+    "images": ("images",),
+    "top-1": ("top1",),
+    "top-5": ("top5",),
+    "per class": ("mean_per_class",),
+    "pixel floor": ("pixel_floor", "top1"),
+    "chance": ("chance",),
+}
+
+
+def _classifications(evaluation: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Everything with a top-1, the parts of a whole behind it."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    for name, figures in evaluation.items():
+        if "top1" in figures:
+            found += [(name, figures), *((f"  {part}", own) for part, own in figures.get("parts", {}).items())]
+    return found
 
 
 def _print_transposed(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -14,12 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ..config import DataConfig
-from ..errors import UserError
-from .emoji import load_emoji
-from .shards import expand_shards, read_shards
-from .sources import is_shards, open_pairs
-from .splits import split_emoji
+from .config import DataConfig
+from .data.emoji import load_emoji
+from .data.shards import expand_shards, read_shards
+from .data.sources import is_shards, open_pairs
+from .data.splits import split_emoji
+from .errors import UserError
+from .report import print_skipped
 
 SIDE = 64
 
@@ -49,8 +50,7 @@ def describe(command: DataCommand) -> None:
     pictures, captions, skipped = _sample(command)
     for caption in captions:
         print(f"  {caption}")
-    if skipped:
-        print("skipped:", ", ".join(f"{count} x {cause}" for cause, count in skipped.items()))
+    print_skipped(dict(skipped))
     if command.out is not None and len(captions):
         command.out.mkdir(parents=True, exist_ok=True)
         strip = torch.cat(list(pictures), -1).permute(1, 2, 0).numpy()
