@@ -10,6 +10,7 @@ from conftest import relative_error
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 
+from oblique_clip.errors import UserError
 from oblique_clip.loss import LOSSES, info_nce, sigmoid_loss
 from oblique_clip.topology import Topology, parse_topology
 
@@ -195,3 +196,28 @@ def test_the_loss_is_in_float32_under_autocast(name: str, groups: list[int] | No
     plain = LOSSES[name](x, y, topology, SCALE, groups=as_groups(groups))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(LOSSES[name](x, y, topology, SCALE, groups=as_groups(groups)), plain)
+
+
+@pytest.mark.parametrize("tile", [1, 2, 3, BATCH])
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_tiles_change_no_number(loss: Loss, spec: str, groups: list[int] | None, tile: int) -> None:
+    """Value and every gradient (points, scale, bias, curvature) equal the dense loss, whatever the tile."""
+    topology = parse_topology(spec).double()
+    points = [point.requires_grad_() for point in batch(topology)]
+    scale, bias = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (SCALE, BIAS))
+    # Only Lorentz has parameters; of its two, the lift's factor acts before the points given here.
+    inputs = [*points, scale, bias, *(p for name, p in topology.named_parameters() if name == "log_curvature")]
+    dense = loss(*points, topology, scale, bias=bias, groups=as_groups(groups))
+    tiled = loss(*points, topology, scale, bias=bias, groups=as_groups(groups), tile=tile)
+    assert relative_error(tiled, dense) < FLOAT64
+    for found, expected in zip(torch.autograd.grad(tiled, inputs), torch.autograd.grad(dense, inputs), strict=True):
+        # A bias cancels in InfoNCE: its gradient is rounding in both.
+        assert relative_error(found, expected) < 1e-9 or (found - expected).abs().max() < FLOAT64
+
+
+def test_a_tile_below_one_is_refused() -> None:
+    topology = parse_topology("sphere(6)")
+    with pytest.raises(UserError, match="at least 1"):
+        info_nce(*batch(topology), topology, SCALE, tile=0)
