@@ -7,7 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .config import FORMS, DataConfig, Form, LossConfig, ModelConfig, OptimConfig, TrainConfig, model_config, to_json
+from .config import (
+    FORMS,
+    DataConfig,
+    Form,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    model_config,
+    to_json,
+    write_json,
+)
 from .errors import UserError
 from .report import differences, print_tables, write_page
 from .train import train
@@ -40,13 +51,15 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
     Raises:
         UserError: for a configuration that cannot be run, or a folder with runs of another configuration.
     """
+    if not config.forms:
+        raise UserError(f"--forms names no form; there is {', '.join(FORMS)}")
     runs: dict[str, TrainConfig] = {form: _run_config(config, form) for form in config.forms}
     for form, run in runs.items():
         _refuse_other(form, run)
     results = {form: _train_once(run) for form, run in runs.items()}
     remaining = differences({form: run.model for form, run in runs.items()})
     report = {"format_version": 1, "runs": results, "differences": remaining}
-    (config.out / "result.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(config.out / "result.json", report)
     page = write_page(config.out, {form: run.out for form, run in runs.items()}, remaining)
     print_tables(results, remaining)
     print(f"page: {page}")

@@ -6,12 +6,13 @@ import json
 import os
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .config import ModelConfig, from_json, to_json
+from .config import DataConfig, ModelConfig, from_json, to_json
 from .data.images import Preprocess
 from .errors import UserError
 from .model import DualEncoder, create_model, preprocess_of
@@ -23,14 +24,19 @@ POINT_TOLERANCE = 1e-4
 Loaded = tuple[DualEncoder, Preprocess, Tokenizer]
 
 
-def save_model(model: DualEncoder, config: ModelConfig, path: Path, half: bool = False) -> None:
+def save_model(
+    model: DualEncoder, config: ModelConfig, path: Path, data: DataConfig | None = None, half: bool = False
+) -> None:
     """Write weights and configuration, complete or not at all: a temporary file, synced, then renamed.
 
     Args:
+        data: what the model was trained on, so that it is never judged on that.
         half: store matrices in float16, half the size; the rest stays in float32.
     """
     weights = {name: _stored(value, half) for name, value in model.state_dict().items()}
     metadata = {"config": json.dumps(to_json(config)), "logit_bias": json.dumps(model.logit_bias is not None)}
+    if data is not None:
+        metadata["data"] = json.dumps(to_json(data))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     save_file(weights, unfinished, metadata)
@@ -55,17 +61,12 @@ def load(source: str | Path, device: str | torch.device = "cpu") -> Loaded:
         UserError: where there is no checkpoint, it is damaged, or its configuration is not known here.
     """
     path = _find(Path(source))
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable checkpoint: {error}") from error
-    if "config" not in metadata:
+    header, weights = _read(path)
+    if "config" not in header:
         raise UserError(f"{path} has no oblique_clip configuration in its header")
-    config = from_json(ModelConfig, json.loads(metadata["config"]), f"{path} (header)")
+    config = from_json(ModelConfig, header["config"], f"{path} (header)")
     model = create_model(config)
-    if json.loads(metadata.get("logit_bias", "false")) and model.logit_bias is None:
+    if header.get("logit_bias") and model.logit_bias is None:
         model.logit_bias = torch.nn.Parameter(torch.zeros(()))
     try:
         model.load_state_dict({name: value.float() for name, value in weights.items()})
@@ -76,6 +77,29 @@ def load(source: str | Path, device: str | torch.device = "cpu") -> Loaded:
     check_points(model, path)
     model.to(device).eval()
     return model, preprocess_of(model), get_tokenizer(config.arch.tokenizer, config.arch.context_length)
+
+
+def data_of(source: str | Path) -> DataConfig:
+    """What a checkpoint's model was trained on, and what was held out from it.
+
+    Raises:
+        UserError: as `load`, or where the checkpoint does not say.
+    """
+    path = _find(Path(source))
+    header, _ = _read(path)
+    if "data" not in header:
+        raise UserError(f"{path} does not say what it was trained on, so nothing in the shipped set is known to be new")
+    return from_json(DataConfig, header["data"], f"{path} (header)")
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Header and tensors of a safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable checkpoint: {error}") from error
 
 
 def check_points(model: torch.nn.Module, where: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -48,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
         return _fail(f"{error.strerror}: {error.filename}")
+    except BrokenPipeError:
+        # The reader has left, as in `| head`; what Python would flush at exit has no place to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("oblique-clip: interrupted", file=sys.stderr)
         return 130

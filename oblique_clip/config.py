@@ -222,6 +222,48 @@ def to_json(config: Any) -> dict[str, Any]:
     return {"format_version": FORMAT_VERSION, **plain}
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as JSON, complete or not at all."""
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+# Where numbers must lie, by field name, in any of the dataclasses above.
+RANGES: dict[str, str] = {
+    **dict.fromkeys(("image_size", "patch_size", "embed_dim", "workers", "steps", "log_every"), "[1, inf)"),
+    **dict.fromkeys(("vision_width", "vision_layers", "vision_heads"), "[1, inf)"),
+    **dict.fromkeys(("text_width", "text_layers", "text_heads"), "[1, inf)"),
+    **dict.fromkeys(("context_length", "batch_size"), "[2, inf)"),
+    **dict.fromkeys(("epochs", "lr", "point_lr", "init_scale", "final_scale"), "(0, inf)"),
+    **dict.fromkeys(("weight_decay", "clip_grad", "seed", "threads", "eval_every"), "[0, inf)"),
+    **dict.fromkeys(("caption_noise", "warmup"), "[0, 1]"),
+    "beta2": "[0, 1)",
+    "max_scale": "(0, inf]",
+}
+
+
+def check_ranges(config: Any) -> None:
+    """Refuse numbers outside their range, in a dataclass and in those within it.
+
+    Raises:
+        UserError: for the first one, named as its flag.
+    """
+    for part in dataclasses.fields(config):
+        value = getattr(config, part.name)
+        if dataclasses.is_dataclass(value):
+            check_ranges(value)
+        elif part.name in RANGES and value is not None and not _inside(value, RANGES[part.name]):
+            raise UserError(f"--{part.name.replace('_', '-')} must lie in {RANGES[part.name]}, not be {value}")
+
+
+def _inside(value: float, interval: str) -> bool:
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below
+
+
 T = TypeVar("T")
 
 

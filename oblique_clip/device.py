@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import platform
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
 from .errors import UserError
+
+_LINUX_STATUS = Path("/proc/self/status")
 
 
 def pick_device(name: str) -> torch.device:
@@ -33,6 +36,24 @@ def pick_device(name: str) -> torch.device:
             f"--device {name}: torch finds {torch.cuda.device_count()} CUDA GPUs on this machine; use --device cpu"
         )
     return device
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Start `peak_memory_mib` anew, where the system can (CUDA, and Linux through /proc)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _LINUX_STATUS.exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mib(device: torch.device) -> float | None:
+    """Largest memory since `forget_peak_memory`: of the GPU where one is used, else of the process; None if unknown."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    if not _LINUX_STATUS.exists():
+        return None
+    line = next(line for line in _LINUX_STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+    return round(int(line.split()[1]) / 1024, 1)
 
 
 def versions() -> dict[str, str]:

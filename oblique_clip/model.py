@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import ModelConfig
+from .config import ModelConfig, check_ranges
 from .data.images import Preprocess
 from .errors import UserError
 from .temperature import Temperature, make_temperature
@@ -115,6 +115,9 @@ def create_model(config: ModelConfig, loss: str = "info_nce") -> DualEncoder:
     Raises:
         UserError: for an unknown topology, one off the budget, or a form that does not fit it.
     """
+    if loss not in ("info_nce", "sigmoid"):
+        raise UserError(f"unknown loss {loss!r}; there is info_nce, sigmoid")
+    check_ranges(config)
     topology = parse_topology(config.topology)
     _check_fit(config, topology)
     # open_clip takes seconds to import: a mistake above is told before.
@@ -201,6 +204,8 @@ def _check_fit(config: ModelConfig, topology: Topology) -> None:
         )
     if config.form != "oblique" and topology.m != 1:
         raise UserError(f"form {config.form!r} has one class token; topology {topology.spec} wants form 'oblique'")
+    if config.form == "clip" and config.class_tokens != "free":
+        raise UserError("form 'clip' is open_clip's own model: its class tokens cannot be points; take form 'sphere'")
     arch = config.arch
     if arch.image_size % arch.patch_size:
         raise UserError(f"patch size {arch.patch_size} does not divide image size {arch.image_size}")

@@ -1,4 +1,4 @@
-"""Runs in; tables, pictures and one HTML page out. The page stands alone: no server, no network."""
+"""Runs in; tables and one HTML page out. The page stands alone: no server, no network."""
 
 from __future__ import annotations
 
@@ -14,16 +14,11 @@ import tyro
 
 from .config import ModelConfig, TrainConfig, from_json
 from .errors import UserError
+from .figures import draw_curves, draw_retrieval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Legible in grey: forms differ in line style and marker, not in colour alone.
-STYLES = {
-    "clip": {"color": "#777777", "linestyle": ":", "marker": "s"},
-    "sphere": {"color": "#1f77b4", "linestyle": "--", "marker": "o"},
-    "oblique": {"color": "#d62728", "linestyle": "-", "marker": "^"},
-}
 DIGITS = 2
 
 
@@ -49,8 +44,9 @@ def report(config: ReportConfig) -> None:
     if len(runs) < len(config.runs):
         raise UserError("two of the run folders have the same name, which names them in the report")
     for run in config.runs:
-        if not (run / "result.json").is_file():
-            raise UserError(f"{run} is no finished run: it has no result.json")
+        missing = [name for name in ("config.json", "metrics.jsonl", "result.json") if not (run / name).is_file()]
+        if missing:
+            raise UserError(f"{run} is no finished run: it has no {missing[0]}")
     models = {
         name: from_json(TrainConfig, json.loads((run / "config.json").read_text()), str(run / "config.json")).model
         for name, run in runs.items()
@@ -88,9 +84,11 @@ COLUMNS = (
     Column("topology", ("topology",)),
     Column("family top-1 %", (*_FAMILY, "top1")),
     Column("top-5 %", (*_FAMILY, "top5")),
-    Column("no flags top-1 %", (*_FAMILY, "parts", "without_flags", "top1")),
     Column("pixel floor top-1 %", (*_FAMILY, "pixel_floor", "top1")),
     Column("chance %", (*_FAMILY, "chance")),
+    Column("known names top-1 %", (*_FAMILY, "parts", "known_names", "top1")),
+    Column("pixel floor of these %", (*_FAMILY, "parts", "known_names", "pixel_floor", "top1")),
+    Column("no flags top-1 %", (*_FAMILY, "parts", "without_flags", "top1")),
     Column("concepts top-1 %", (*_CONCEPTS, "top1")),
     Column("chance %", (*_CONCEPTS, "chance")),
     Column("image to text R@1 %", (*_RETRIEVAL, "image_to_text_r@1")),
@@ -131,13 +129,17 @@ def differences(models: dict[str, ModelConfig], caption_tokens: int = 8) -> dict
         with torch.no_grad(), counter:
             model.encode_image(torch.zeros(1, 3, size, size))
             model.encode_text(torch.ones(1, caption_tokens, dtype=torch.long))
+        clip = config.form == "clip"
         patches = (size // config.arch.patch_size) ** 2
         # open_clip's text tower reads the end token, which is one of the caption's.
-        own = 0 if config.form == "clip" else model.text.num_tokens
+        own = 0 if clip else model.text.num_tokens
         table[name] = {
+            "text attention": "causal" if clip else "both ways",
+            "text read at": "end token" if clip else "class tokens",
+            "start of image blocks": "open_clip's" if clip else "CLIP's text rule",
             "image positions": f"{patches} + {model.visual.num_tokens}",
             "text positions": f"{caption_tokens} + {own}",
-            "projection": "one matrix" if config.form == "clip" else config.projection,
+            "projection": config.projection if config.form == "oblique" else "one matrix",
             "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
             "MFLOPs a pair": f"{counter.get_total_flops() / 1e6:.1f}",
         }
@@ -220,90 +222,6 @@ def _difference_rows(remaining: dict[str, dict[str, Any]]) -> Table:
     return ["form", *names], [[form, *(str(entry[name]) for name in names)] for form, entry in remaining.items()]
 
 
-def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-# Figure on a curve: key in metrics.jsonl, name of the axis, factor.
-CURVES = (
-    ("loss", "training loss (nats)", 1),
-    ("val_top1", "validation top-1 (%)", 100),
-    ("scale", "scale x width of range", 1),
-    ("margin", "margin / width of range", 1),
-)
-
-
-def draw_curves(runs: dict[str, Path]) -> Figure:
-    """Loss, validation accuracy, scale and margin over steps, a line a run; on one canvas 10 x 6 inches."""
-    from matplotlib.figure import Figure
-
-    from .topology import parse_topology
-
-    figure = Figure((10, 6), layout="constrained")
-    for axis, (key, label, factor) in zip(figure.subplots(2, 2).flat, CURVES, strict=True):
-        for name, run in runs.items():
-            spec = json.loads((run / "config.json").read_text())["model"]["topology"]
-            low, high = parse_topology(spec).range
-            width = high - low if high - low < float("inf") else 1.0
-            unit = {"scale": width, "margin": 1 / width}.get(key, factor)
-            lines = [(line["step"], line[key] * unit) for line in read_metrics(run) if key in line]
-            style = STYLES.get(name, {})
-            axis.plot(*zip(*lines, strict=True), label=name, markevery=max(1, len(lines) // 8), markersize=4, **style)
-        axis.set(xlabel="step", ylabel=label)
-        axis.grid(alpha=0.3)
-    figure.axes[0].legend()
-    return figure
-
-
-def draw_retrieval(run: Path, count: int = 8, seed: int = 0) -> Figure:
-    """Pictures of the test families with their most similar names, and names with their most similar pictures.
-
-    Pictures and names are drawn at random by `seed`, not chosen; right answers are set in bold or framed.
-    """
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    from .checkpoint import load
-    from .data.splits import split_emoji
-    from .evaluate.encode import encode_images, encode_texts
-
-    model, preprocess, tokenizer = load(run)
-    config = from_json(TrainConfig, json.loads((run / "config.json").read_text()))
-    test = split_emoji(config.data).test
-    names = sorted({record.concept for record in test.records})
-    texts = encode_texts(model, tokenizer, names)
-    points = encode_images(model, test.images().split(256), preprocess)
-    random = np.random.default_rng(seed)
-    pictures, words = random.choice(len(test), count, False), random.choice(len(names), count, False)
-    figure = Figure((1.7 * count, 8.4), layout="constrained")
-    halves = figure.add_gridspec(2, 1, height_ratios=(1, 2.1))
-    top, bottom = figure.add_subfigure(halves[0]), figure.add_subfigure(halves[1])
-    top.suptitle("random pictures of the held-out family, their five most similar names (right one bold)", fontsize=10)
-    for axis, row in zip(top.subplots(1, count), pictures, strict=True):
-        best = model.topology.similarity(points[[row]], texts)[0].topk(5).indices.tolist()
-        axis.imshow(test.images(np.array([row]))[0].permute(1, 2, 0))
-        axis.axis("off")
-        for place, name in enumerate(names[i] for i in best):
-            weight = "bold" if name == test.records[row].concept else "normal"
-            label = name if len(name) < 25 else name[:23] + "…"
-            axis.text(
-                0.5, -0.08 - 0.15 * place, label, transform=axis.transAxes, ha="center", va="top", size=7, weight=weight
-            )
-    bottom.suptitle("random names, their five most similar pictures (right ones framed)", fontsize=10)
-    grid = bottom.subplots(5, count)
-    for column, word in enumerate(words):
-        best = model.topology.similarity(texts[[word]], points)[0].topk(5).indices.tolist()
-        grid[0, column].set_title(names[word] if len(names[word]) < 22 else names[word][:20] + "…", fontsize=7)
-        for axis, row in zip(grid[:, column], best, strict=True):
-            axis.imshow(test.images(np.array([row]))[0].permute(1, 2, 0))
-            axis.set(xticks=[], yticks=[])
-            right = test.records[row].concept == names[word]
-            for spine in axis.spines.values():
-                spine.set(visible=right, linewidth=2.5, color="black")
-    return figure
-
-
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
@@ -319,12 +237,8 @@ def write_page(out: Path, runs: dict[str, Path], remaining: dict[str, dict[str, 
     """Write `out/report.html` with tables, curves and retrieval pictures of finished runs, and the pictures as PNG."""
     results = {name: json.loads((run / "result.json").read_text()) for name, run in runs.items()}
     first = next(iter(results.values()))
-    facts = (
-        f"{first['steps']} steps of {first['batch_size']} pairs, seed {first['seed']}, {first['threads']} threads on "
-        f"{first['device']}; torch {first['versions']['torch']}. Command: <code>{html.escape(first['command'])}</code>"
-    )
     parts = [
-        f"<p>{facts}</p>",
+        *_facts(results),
         "<h2>Zero-shot on what training left out</h2>",
         _html_table(*_transpose(*comparison(results))),
         "<p><em>Family</em>: every picture of the held-out artists, among all their names; the pixel floor is "
@@ -346,6 +260,20 @@ def write_page(out: Path, runs: dict[str, Path], remaining: dict[str, dict[str, 
     page = out / "report.html"
     page.write_text(PAGE.format(title="Oblique CLIP against CLIP", body="\n".join(parts)), encoding="utf-8")
     return page
+
+
+def _facts(results: dict[str, dict[str, Any]]) -> list[str]:
+    """What was run, a paragraph for each different answer."""
+    runs: dict[str, list[str]] = {}
+    for name, result in results.items():
+        command = html.escape(result["command"])
+        text = (
+            f"{result['steps']} steps of {result['batch_size']} pairs, seed {result['seed']}, "
+            f"{result['threads']} threads on {result['device']}, torch {result['versions']['torch']}: "
+            f"<code>{command}</code>"
+        )
+        runs.setdefault(text, []).append(name)
+    return [f"<p>{html.escape(', '.join(names))}: {text}</p>" for text, names in runs.items()]
 
 
 def _transpose(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

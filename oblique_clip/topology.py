@@ -12,6 +12,9 @@ A topology is a manifold, the shape of a point on it and a distance, written `ob
 `inner` is the negative sum over spheres of inner products (Sun, arXiv 2209.02127), `geodesic` the square root of the
 sum of squared angles, `chordal` the square root of the sum of squared chords. Similarity is minus the distance.
 `sphere(d)` is `oblique(d,1)`: the same class, the same numbers.
+
+Accuracy in float32: near coincident points a geodesic or chordal similarity of all pairs is within 1e-3 for each
+sphere, so sqrt(m) * 1e-3 in all; row by row it is exact to 1e-6 for each sphere, sqrt(m) * 1e-6 in all.
 """
 
 from __future__ import annotations
@@ -137,7 +140,12 @@ class Topology(nn.Module):
 
 
 class ObliqueTopology(Topology):
-    """m unit vectors of dimension n: Ob(n, m), the product of m spheres S^(n-1)."""
+    """m unit vectors of dimension n: Ob(n, m), the product of m spheres S^(n-1).
+
+    Near coincident points, where inner products lose half of their digits, `similarity` in float32 is within
+    sqrt(m) * 1e-3 for geodesic and chordal (errors reach 1.6e-3 and 3.6e-3 on oblique(32,16)). `similarity_rowwise`,
+    which subtracts the points themselves, is exact to sqrt(m) * 1e-6.
+    """
 
     family = "oblique"
     distances = ("inner", "geodesic", "chordal")
@@ -181,6 +189,7 @@ class ObliqueTopology(Topology):
             )
             return -_safe_sqrt(squares.sum(0))
         # The sum over spheres of inner products is one inner product of the flattened points: one matrix product.
+        # Chords from the points' own squared norms would be no closer, as it is the product that rounds.
         total = x.flatten(-2) @ y.flatten(-2).T
         return total if self.distance == "inner" else -_safe_sqrt(2 * (self.m - total))
 

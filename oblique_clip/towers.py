@@ -8,6 +8,7 @@ its own position embedding, as in the official code of arXiv 2209.02127 (minogam
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import geoopt
@@ -24,6 +25,7 @@ from .errors import UserError
 from .manifold import Oblique
 from .tokenizer import PAD_ID
 
+Part = nn.Module | nn.Parameter
 Projection = Literal["per_token", "shared", "reshaped"]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -63,16 +65,22 @@ class TokenProjection(nn.Module):
 class _Tower(nn.Module):
     """What towers share: freezing by groups, from the input up."""
 
-    def groups(self) -> list[list[nn.Module | nn.Parameter]]:
-        """Parts that freeze together, input first: embeddings, each block, final norm and projection."""
+    def groups(self) -> list[list[Part]]:
+        """Parts that freeze together, input first: embeddings, each block, the last with its norm, projection."""
         raise NotImplementedError
 
     def lock(self, unlocked_groups: int = 0) -> None:
-        """Freeze all but the last `unlocked_groups` groups (locked-image tuning: Zhai et al. 2022)."""
+        """Freeze all but the last `unlocked_groups` groups, as open_clip does (from Zhai et al. 2022)."""
         groups = self.groups()
         for part in (part for group in groups[: max(0, len(groups) - unlocked_groups)] for part in group):
             for parameter in part.parameters() if isinstance(part, nn.Module) else [part]:
                 parameter.requires_grad_(False)
+
+
+def _grouped(stem: list[Part], blocks: Iterable[Part], norm: Part, projection: Part) -> list[list[Part]]:
+    """open_clip's groups (`VisionTransformer.lock`, `lock_text_tower`)."""
+    *earlier, last = blocks
+    return [stem, *([block] for block in earlier), [last, norm], [projection]]
 
 
 class ImageTower(_Tower):
@@ -112,10 +120,10 @@ class ImageTower(_Tower):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.trunk.set_grad_checkpointing(enable)
 
-    def groups(self) -> list[list[nn.Module | nn.Parameter]]:
+    def groups(self) -> list[list[Part]]:
         trunk = self.trunk
         stem = [trunk.patch_embed, trunk.norm_pre, trunk.pos_embed, trunk.reg_token]
-        return [stem, *([block] for block in trunk.blocks), [trunk.norm, self.projection]]
+        return _grouped(stem, trunk.blocks, trunk.norm, self.projection)
 
 
 def _timm_vit(arch: Architecture, num_tokens: int) -> Any:
@@ -179,9 +187,9 @@ class TextTower(_Tower):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.transformer.grad_checkpointing = enable
 
-    def groups(self) -> list[list[nn.Module | nn.Parameter]]:
-        stem: list[nn.Module | nn.Parameter] = [self.token_embedding, self.class_tokens, self.positional_embedding]
-        return [stem, *([block] for block in self.transformer.resblocks), [self.ln_final, self.projection]]
+    def groups(self) -> list[list[Part]]:
+        stem: list[Part] = [self.token_embedding, self.class_tokens, self.positional_embedding]
+        return _grouped(stem, self.transformer.resblocks, self.ln_final, self.projection)
 
 
 def is_text(ids: Tensor) -> Tensor:
@@ -196,12 +204,14 @@ def init_blocks(blocks: nn.ModuleList, width: int, weights: tuple[str, str, str,
         weights: their names within a block, as in `OPEN_CLIP_WEIGHTS`.
     """
     inner = width**-0.5 * (2 * len(blocks)) ** -0.5
-    deviations = dict(zip(weights, (width**-0.5, inner, (2 * width) ** -0.5, inner), strict=True))
-    for block in blocks:
-        # Some ViTs of timm have other parts (gated or parallel), which keep timm's start.
-        for name, parameter in block.named_parameters():
-            if name in deviations:
-                nn.init.normal_(parameter, std=deviations[name])
+    deviations = (width**-0.5, inner, (2 * width) ** -0.5, inner)
+    within = [dict(block.named_parameters()) for block in blocks]
+    # Name by name, then block by block: the order of the draws decides what a seed starts with.
+    for name, std in zip(weights, deviations, strict=True):
+        for parameters in within:
+            # Some ViTs of timm have other parts (gated or parallel), which keep timm's start.
+            if name in parameters:
+                nn.init.normal_(parameters[name], std=std)
 
 
 def run_blocks(transformer: Transformer, x: Tensor, key_mask: Tensor | None = None, causal: bool = False) -> Tensor:
@@ -246,10 +256,10 @@ class OpenClipImageTower(_Tower):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.trunk.set_grad_checkpointing(enable)
 
-    def groups(self) -> list[list[nn.Module | nn.Parameter]]:
+    def groups(self) -> list[list[Part]]:
         trunk = self.trunk
         stem = [trunk.conv1, trunk.class_embedding, trunk.positional_embedding, trunk.ln_pre]
-        return [stem, *([block] for block in trunk.transformer.resblocks), [trunk.ln_post, trunk.proj]]
+        return _grouped(stem, trunk.transformer.resblocks, trunk.ln_post, trunk.proj)
 
 
 class OpenClipTextTower(_Tower):
@@ -277,7 +287,7 @@ class OpenClipTextTower(_Tower):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.trunk.set_grad_checkpointing(enable)
 
-    def groups(self) -> list[list[nn.Module | nn.Parameter]]:
+    def groups(self) -> list[list[Part]]:
         trunk = self.trunk
         stem = [trunk.token_embedding, trunk.positional_embedding]
-        return [stem, *([block] for block in trunk.transformer.resblocks), [trunk.ln_final, trunk.text_projection]]
+        return _grouped(stem, trunk.transformer.resblocks, trunk.ln_final, trunk.text_projection)

@@ -7,8 +7,7 @@ once finished, result.json.
 from __future__ import annotations
 
 import json
-import platform
-import resource
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,11 +22,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from .checkpoint import BEST, LAST, load, save_model
-from .config import DataConfig, OptimConfig, TrainConfig, to_json
+from .config import DataConfig, OptimConfig, TrainConfig, check_ranges, to_json, write_json
 from .data.batches import Batch, MapBatches, TrainingData, prefetch
 from .data.images import Augmentation, Preprocess
 from .data.sources import open_training_data
-from .device import pick_device, versions
+from .device import forget_peak_memory, peak_memory_mib, pick_device, versions
 from .errors import UserError
 from .evaluate.encode import evaluating
 from .evaluate.tasks import evaluate_emoji, validation_score
@@ -45,9 +44,8 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
     Raises:
         UserError: for a configuration that cannot be run, before anything is written.
     """
+    check_ranges(config)
     device = pick_device(config.device)
-    if config.seed < 0:
-        raise UserError(f"--seed must be at least 0, not {config.seed}")
     if config.threads:
         torch.set_num_threads(config.threads)
     arch = config.model.arch
@@ -59,14 +57,15 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     model = create_model(config.model, config.loss.loss).to(device)
     config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "config.json").write_text(json.dumps(to_json(config), indent=2) + "\n")
+    write_json(config.out / "config.json", to_json(config))
     _record_noise(config.out, config.data, data)
 
+    forget_peak_memory(device)
     optimizer = Optimizer(model, config.optim, steps)
     loop = _Loop(config, model, tokenizer, data, optimizer, steps, device)
     began = time.perf_counter()
     loop.run(quiet)
-    trained = time.perf_counter() - began
+    trained, memory = time.perf_counter() - began, peak_memory_mib(device)
     best, preprocess, _ = load(config.out, device)
     result = {
         "format_version": 1,
@@ -83,14 +82,14 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
         "train_seconds": round(trained, 2),
         "wall_seconds": round(time.perf_counter() - began, 2),
         "images_per_second": round(loop.rate(), 1),
-        "peak_memory_mib": peak_memory_mib(device),
+        "peak_memory_mib": memory,
         "skipped": dict(data.skipped),
         "versions": versions(),
         "device": str(device),
         "threads": torch.get_num_threads(),
         "command": " ".join(["oblique-clip", *sys.argv[1:]]),
     }
-    (config.out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_json(config.out / "result.json", result)
     return result
 
 
@@ -150,9 +149,9 @@ class _Loop:
                 self._one(batch, log, show)
                 if batch.step + 1 == self.steps:
                     break
-        save_model(self.model, self.config.model, self._checkpoint(LAST))
+        self._save(LAST)
         if not self.best:
-            save_model(self.model, self.config.model, self._checkpoint(BEST))
+            self._save(BEST)
 
     def _one(self, batch: Batch, log: _Log, show: Callable[..., None]) -> None:
         began = time.perf_counter()
@@ -172,6 +171,8 @@ class _Loop:
         logged = done % self.config.log_every == 0 or done in (1, self.steps)
         if logged:
             self.last = {"loss": loss.item(), "scale": self.model.temperature.scale.item(), "lr": lr}
+            if not math.isfinite(self.last["loss"]):
+                raise UserError(f"the loss is {self.last['loss']} at step {done}: the run diverged; try a lower --lr")
             self.last |= similarity_figures(self.model, image_points, text_points)
         self._busy += time.perf_counter() - began
         if logged:
@@ -191,17 +192,17 @@ class _Loop:
 
     def _validate(self, step: int, log: _Log) -> None:
         score = validation_score(self.model, self.preprocess, self.tokenizer, self.config.data)
-        save_model(self.model, self.config.model, self._checkpoint(LAST))
+        self._save(LAST)
         if score is None:
             return
         log({"step": step, **{f"val_{name}": value for name, value in score.items()}})
         headline = next(iter(score))
         if not self.best or score[headline] > self.best[headline]:
             self.best = {"step": step, **score}
-            save_model(self.model, self.config.model, self._checkpoint(BEST))
+            self._save(BEST)
 
-    def _checkpoint(self, name: str) -> Path:
-        return self.config.out / "checkpoints" / name
+    def _save(self, name: str) -> None:
+        save_model(self.model, self.config.model, self.config.out / "checkpoints" / name, self.config.data)
 
 
 def similarity_figures(model: DualEncoder, image_points: Tensor, text_points: Tensor) -> dict[str, float]:
@@ -211,14 +212,6 @@ def similarity_figures(model: DualEncoder, image_points: Tensor, text_points: Te
         pairs = similarity.diagonal().mean()
         others = (similarity.sum() - similarity.trace()) / (similarity.numel() - len(similarity))
     return {"positive": pairs.item(), "negative": others.item(), "margin": (pairs - others).item()}
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Largest memory so far: of the GPU where one is used, else of the process."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
 
 
 class _Log:

@@ -1,12 +1,14 @@
-"""Ready for a GPU without one: model, batch and loss on a fake CUDA device, where a stray CPU tensor fails."""
+"""Ready for a GPU without one: pixels, model and loss on a fake CUDA device, where a stray CPU tensor fails."""
 
 import pytest
 import torch
 from conftest import TINY
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from oblique_clip.config import FORMS, SIZES, ModelConfig, TemperatureConfig, model_config
+from oblique_clip.data.images import Augmentation, Preprocess
 from oblique_clip.loss import LOSSES
 from oblique_clip.model import DualEncoder, create_model
 from oblique_clip.topology import Topology, parse_topology
@@ -44,24 +46,26 @@ def batch(image_size: int) -> tuple[Tensor, Tensor, Tensor]:
     return images, ids, torch.empty(BATCH, dtype=torch.long, device="cuda")
 
 
-def loss_of(model: DualEncoder, loss: str, grouped: bool) -> Tensor:
+def loss_of(model: DualEncoder, loss: str, grouped: bool, tile: int | None = None) -> Tensor:
     images, ids, groups = batch(model.visual.image_size[0])
     points = model.encode_image(images), model.encode_text(ids)
     chosen = groups if grouped else None
-    return LOSSES[loss](*points, model.topology, model.temperature.scale, bias=model.logit_bias, groups=chosen)
+    scale, bias = model.temperature.scale, model.logit_bias
+    return LOSSES[loss](*points, model.topology, scale, bias=bias, groups=chosen, tile=tile)
 
 
 def assert_on_fake_cuda(value: Tensor, shape: tuple[int, ...] = ()) -> None:
     assert (value.device.type, value.dtype, tuple(value.shape)) == ("cuda", torch.float32, shape)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", SIZES)
-def test_every_preset(size: str, form: str) -> None:
+def test_every_preset(size: str, form: str, loss: str) -> None:
     mode = FakeTensorMode()
-    model = build(model_config(size, form), "info_nce", mode)  # type: ignore[arg-type]
+    model = build(model_config(size, form), loss, mode)  # type: ignore[arg-type]
     with mode:
-        assert_on_fake_cuda(loss_of(model, "info_nce", grouped=False))
+        assert_on_fake_cuda(loss_of(model, loss, grouped=False))
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -74,6 +78,28 @@ def test_every_topology_and_loss(spec: str, loss: str, grouped: bool) -> None:
     model = build(config, loss, mode)
     with mode:
         assert_on_fake_cuda(loss_of(model, loss, grouped))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("spec", ["oblique(8,4)", "lorentz(32)"])
+def test_tiled_losses(spec: str, loss: str, grouped: bool) -> None:
+    # InfoNCE counts its groups, of which there are as many as values say: a size without a number here.
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    form = "oblique" if spec.startswith("oblique") else "sphere"
+    model = build(ModelConfig(form=form, topology=spec, embed_dim=32, arch=TINY), loss, mode)  # type: ignore[arg-type]
+    with mode:
+        assert_on_fake_cuda(loss_of(model, loss, grouped, tile=2))
+
+
+@pytest.mark.parametrize("side", [32, 48])
+def test_pixels_on_their_way_into_a_model(side: int) -> None:
+    preprocess = Preprocess(32, (0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
+    with FakeTensorMode():
+        squares = torch.empty(BATCH, 3, side, side, dtype=torch.uint8, device="cuda")
+        assert_on_fake_cuda(preprocess.batch(squares), (BATCH, 3, 32, 32))
+        pixels = Augmentation()(squares, 32, seed=1)
+        assert_on_fake_cuda(preprocess.normalize(pixels), (BATCH, 3, 32, 32))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

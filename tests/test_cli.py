@@ -67,12 +67,17 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "missing shards": (["train", "--data", "x-{000..002}.tar", "--steps", "1"], "3 of 3 shards are missing"),
     "unknown data": (["train", "--data", "mscoco"], "cannot tell what --data 'mscoco' is"),
     "batch above the data": (["train", "--batch-size", "20000"], "larger than the data"),
-    "batch of one": (["train", "--batch-size", "1"], "at least 2"),
+    "batch of one": (["train", "--batch-size", "1"], "--batch-size must lie in [2, inf)"),
     "unknown family": (["train", "--test-families", "emoji-apple"], "there is emoji-emojione"),
-    "noise above one": (["train", "--caption-noise", "1.5"], "between 0 and 1"),
-    "negative seed": (["train", "--seed", "-1"], "at least 0"),
-    "no steps": (["train", "--epochs", "0"], "0 steps"),
-    "negative scale": (["train", "--init-scale", "-1"], "greater than 0"),
+    "noise above one": (["train", "--caption-noise", "1.5"], "--caption-noise must lie in [0, 1], not be 1.5"),
+    "negative seed": (["train", "--seed", "-1"], "--seed must lie in [0, inf)"),
+    "reversed gradients": (["train", "--clip-grad", "-1"], "--clip-grad must lie in [0, inf)"),
+    "no number at all": (["train", "--lr", "nan"], "--lr must lie in (0, inf), not be nan"),
+    "no patch": (["train", "--patch-size", "0"], "--patch-size must lie in [1, inf)"),
+    "points in open_clip": (["train", "--form", "clip", "--class-tokens", "oblique"], "cannot be points"),
+    "no form": (["ablate", "--forms"], "there is clip, sphere, oblique"),
+    "no steps": (["train", "--epochs", "0"], "--epochs must lie in (0, inf)"),
+    "negative scale": (["train", "--init-scale", "-1"], "--init-scale must lie in (0, inf)"),
     "unknown device": (["train", "--device", "tpu"], "there is auto, cpu, cuda"),
     "missing model": (["evaluate", "nowhere"], "no such checkpoint or run folder: nowhere"),
     "no finished run": (["report", "nowhere"], "nowhere is no finished run"),
@@ -146,11 +151,15 @@ def test_evaluate_a_class_folder_and_a_table(trained: Path, table: Path, tmp_pat
 def test_evaluate_names_what_is_wrong(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "damaged.safetensors").write_bytes(b"damaged")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "wrong" / "cat").mkdir(parents=True)
+    (tmp_path / "wrong" / "cat" / "a.png").write_bytes(b"not a picture")
     for args, expected in (
         ((tmp_path / "damaged.safetensors",), "not a readable checkpoint"),
         ((tmp_path / "empty",), "has no checkpoints/best.safetensors"),
         ((trained, "--data", tmp_path / "missing"), "no such file or folder"),
         ((trained, "--data", tmp_path / "empty"), "no sub-folders"),
+        ((trained, "--data", tmp_path / "wrong"), "no picture could be read"),
+        ((trained, "--data", tmp_path / "missing", "--out", trained), "run folder"),
         ((trained, "--data", tmp_path, "--templates", "no braces"), "has no {}"),
     ):
         done = run("evaluate", *args)

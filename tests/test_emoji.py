@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from oblique_clip.config import DataConfig
 from oblique_clip.data import emoji as module
 from oblique_clip.data.batches import caption_key
 from oblique_clip.data.emoji import FAMILIES, EmojiSet, cache_folder, concept_split, load_emoji
+from oblique_clip.data.sources import open_pairs
 from oblique_clip.data.splits import split_emoji
 from oblique_clip.errors import UserError
 
@@ -78,7 +80,7 @@ def test_of_families_takes_every_picture_of_those_families_and_no_other() -> Non
 
 def test_keywords_follow_the_caption_once_each_and_never_repeat_it() -> None:
     record = replace(load_emoji().records[0], caption="Red Apple", keywords=("fruit", "red apple", "fruit", "food"))
-    assert record.described == "Red Apple, fruit, food"
+    assert record.described() == "Red Apple, fruit, food"
 
 
 @pytest.mark.parametrize("held_out", [("test",), ("val",), ("val", "test"), ()])
@@ -86,7 +88,7 @@ def test_keywords_follow_the_caption_once_each_and_never_repeat_it() -> None:
     ("test_families", "val_families"),
     [(("emoji-fluent",), ("emoji-fxemoji",)), (("emoji-noto", "emoji-twemoji"), ()), ((), ("openclipart",))],
 )
-def test_no_held_out_family_or_concept_is_trained_on_and_no_picture_is_lost(
+def test_what_is_held_out_is_neither_trained_on_nor_chosen_by_and_nothing_else_is_lost(
     test_families: tuple[str, ...], val_families: tuple[str, ...], held_out: tuple[str, ...]
 ) -> None:
     config = DataConfig(test_families=test_families, val_families=val_families, held_out_concepts=held_out)
@@ -98,9 +100,25 @@ def test_no_held_out_family_or_concept_is_trained_on_and_no_picture_is_lost(
     trained = {caption_key(record.caption) for record in splits.train.records}
     assert not trained & {caption_key(record.caption) for record in splits.concepts.records}
     assert not any(concept_split(record.concept) in held_out for record in splits.train.records)
+    assert not any(concept_split(record.concept) in held_out for record in splits.val.records)
     parts = [splits.train, splits.val, splits.test, splits.concepts]
-    assert set().union(*map(pictures_of, parts)) == set(range(16_150))
-    assert sum(map(len, parts)) == 16_150
+    in_use = set().union(*map(pictures_of, parts))
+    assert sum(map(len, parts)) == len(in_use)
+    # Only the validation family's pictures of held-out concepts are in no part.
+    unused = [load_emoji().records[row] for row in set(range(16_150)) - in_use]
+    assert all(r.family in val_families and concept_split(r.concept) in held_out for r in unused)
+    held_in_val = sum(r.family in val_families and r.split in held_out for r in load_emoji().records)
+    assert len(unused) == held_in_val
+
+
+@pytest.mark.parametrize("style", ["keywords", "mixed"])
+def test_a_held_out_name_is_no_keyword_of_a_training_pair(style: Literal["keywords", "mixed"]) -> None:
+    splits = split_emoji(DataConfig())
+    hidden = {record.concept for record in splits.concepts.records}
+    pairs = open_pairs(DataConfig(captions=style), image_size=32)
+    behind = [pairs.captions(i)[-1].removeprefix(record.caption) for i, record in enumerate(splits.train.records)]
+    words = {word.strip().lower() for text in behind for word in text.split(", ")}
+    assert "person" in hidden and not words & hidden
 
 
 def test_sources_that_share_artwork_are_held_out_together() -> None:

@@ -107,6 +107,22 @@ def test_locking_a_tower_leaves_the_other_and_open_clips_signature(tower: str) -
     assert not any(p.requires_grad for p in locked.parameters())
 
 
+@pytest.mark.parametrize("unlocked", range(6))
+def test_locking_is_open_clips(unlocked: int) -> None:
+    """Form `clip` with two blocks, so four groups, and an open_clip model of the same sizes."""
+    theirs = open_clip_model({"layers": 2}, {"layers": 2})
+    ours = build("sphere(32)", form="clip")
+    for model in (ours, theirs):
+        model.lock_image_tower(unlocked)
+        model.lock_text_tower(unlocked)
+    trained = {
+        name.replace("visual.trunk.", "visual.").removeprefix("text.trunk.")
+        for name, parameter in ours.named_parameters()
+        if parameter.requires_grad and ".trunk." in name
+    }
+    assert trained == {n for n, p in theirs.named_parameters() if p.requires_grad and not n.startswith("logit_")}
+
+
 def test_checkpointing_reaches_both_towers_and_can_be_undone() -> None:
     model = build()
     model.set_grad_checkpointing()

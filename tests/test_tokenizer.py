@@ -97,7 +97,7 @@ def test_a_caption_that_spells_a_special_token_means_its_letters(spelt: str) -> 
 
 def test_no_shipped_text_has_an_unknown_piece() -> None:
     records = load_emoji().records
-    shipped = sorted({text for r in records for text in (r.caption, r.concept, r.described)})
+    shipped = sorted({text for r in records for text in (r.caption, r.concept, r.described())})
     ids = get_tokenizer("tiny", 256)(shipped)
     assert not (ids == UNKNOWN_ID).any()
 

@@ -22,7 +22,7 @@ def ship(runs: Path) -> None:
         run = runs / form
         config = from_json(TrainConfig, json.loads((run / "config.json").read_text()))
         path = ASSETS / f"tiny-{form}.safetensors"
-        save_model(load(run)[0], config.model, path, half=True)
+        save_model(load(run)[0], config.model, path, config.data, half=True)
         print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB")
 
 

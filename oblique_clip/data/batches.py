@@ -142,7 +142,10 @@ def noise_permutation(count: int, share: float, seed: int) -> Rows:
 class PairSource(Protocol):
     """Pairs that can be read in any order."""
 
-    skipped: Counter[str]
+    @property
+    def skipped(self) -> Counter[str]:
+        """Rows left out so far, by cause."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -152,6 +155,10 @@ class PairSource(Protocol):
 
     def groups(self) -> Rows:
         """(N,) caption groups."""
+        ...
+
+    def image_key(self, row: int) -> str:
+        """A text that tells the row's picture from others: rows of one picture share it."""
         ...
 
     def fetch(self, rows: Rows) -> tuple[Tensor, list[int]]:

@@ -65,10 +65,9 @@ class Record:
     def split(self) -> Split:
         return concept_split(self.concept)
 
-    @property
-    def described(self) -> str:
-        """The caption followed by its keywords."""
-        words = dict.fromkeys(word for word in self.keywords if word.lower() != self.concept)
+    def described(self, hidden: frozenset[str] = frozenset()) -> str:
+        """The caption followed by its keywords, but for those in `hidden` (lower case)."""
+        words = dict.fromkeys(word for word in self.keywords if word.lower() not in {self.concept, *hidden})
         return ", ".join([self.caption, *words])
 
 

@@ -121,7 +121,9 @@ class ShardBatches:
     def _one_pass(self, passed: int, distinct: set[int]) -> Iterator[tuple[int, Sample]]:
         """Samples with their groups, which are noted in `distinct` until they could fill a batch."""
         order = int(np.random.default_rng((self._seed, passed)).integers(2**31))
-        for number, sample in enumerate(read_shards(self._urls, self._side, self.skipped, order)):
+        # What is wrong in a shard is wrong in every pass, and is counted in the first.
+        skipped = self.skipped if passed == 0 else Counter[str]()
+        for number, sample in enumerate(read_shards(self._urls, self._side, skipped, order)):
             # Where twins are allowed, every sample is a group of its own.
             group = caption_group(sample.caption) if self._twins == "avoid" else number
             if len(distinct) < self._batch_size:

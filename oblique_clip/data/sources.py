@@ -38,8 +38,9 @@ def open_training_data(
 def open_pairs(config: DataConfig, image_size: int) -> PairSource:
     """The shipped set's training part, or a table."""
     if config.data == "emoji":
-        return EmojiPairs(split_emoji(config).train, config.captions)
-    if Path(config.data).suffix in SUFFIXES:
+        splits = split_emoji(config)
+        return EmojiPairs(splits.train, config.captions, frozenset(r.concept for r in splits.concepts.records))
+    if Path(config.data).suffix.lower() in SUFFIXES:
         return open_table(Path(config.data), config, round(image_size * CROP_MARGIN))
     raise UserError(
         f"cannot tell what --data {config.data!r} is: expected 'emoji', a .csv, .tsv or .parquet file, or .tar shards"
@@ -47,4 +48,4 @@ def open_pairs(config: DataConfig, image_size: int) -> PairSource:
 
 
 def is_shards(data: str) -> bool:
-    return ".tar" in data and Path(data).suffix not in SUFFIXES
+    return ".tar" in data and Path(data).suffix.lower() not in SUFFIXES

@@ -17,13 +17,16 @@ from .emoji import EmojiSet, load_emoji
 
 @dataclass(frozen=True)
 class EmojiSplits:
-    """The shipped set cut as a `DataConfig` says; no picture is in two of the parts that it is judged by."""
+    """The shipped set cut as a `DataConfig` says.
+
+    No picture is in two parts; a concept that is held out is neither trained on nor used to choose a checkpoint.
+    """
 
     train: EmojiSet
     val: EmojiSet
-    """Every picture of the validation families."""
+    """Pictures of the validation families, but for those of held-out concepts."""
     test: EmojiSet
-    """Every picture of the test families."""
+    """Every picture of the test families, held-out concepts among them."""
     concepts: EmojiSet
     """Pictures of the training families whose concepts (`held_out_concepts`) were kept out of training."""
 
@@ -48,20 +51,30 @@ def split_emoji(config: DataConfig) -> EmojiSplits:
             raise UserError(f"--held-out-concepts takes val and test, not {name!r}")
     held_families = {*config.test_families, *config.val_families}
     own = np.array([record.family not in held_families for record in whole.records])
+    val = np.array([record.family in config.val_families for record in whole.records])
     held = np.array([record.split in config.held_out_concepts for record in whole.records])
     train = whole.select(own & ~held)
     if not len(train):
         raise UserError("every family is held out: nothing is left to train on")
     return EmojiSplits(
-        train, whole.of_families(config.val_families), whole.of_families(config.test_families), whole.select(own & held)
+        train, whole.select(val & ~held), whole.of_families(config.test_families), whole.select(own & held)
     )
 
 
 class EmojiPairs:
-    """The shipped set as a `PairSource`."""
+    """The shipped set as a `PairSource`.
 
-    def __init__(self, emoji: EmojiSet, captions: Literal["name", "keywords", "mixed"]) -> None:
-        self._emoji, self._style = emoji, captions
+    Args:
+        hidden: concepts that must not occur as a keyword either.
+    """
+
+    def __init__(
+        self,
+        emoji: EmojiSet,
+        captions: Literal["name", "keywords", "mixed"],
+        hidden: frozenset[str] = frozenset(),
+    ) -> None:
+        self._emoji, self._style, self._hidden = emoji, captions, hidden
         self.skipped: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -69,14 +82,15 @@ class EmojiPairs:
 
     def captions(self, row: int) -> tuple[str, ...]:
         record = self._emoji.records[row]
-        return {
-            "name": (record.caption,),
-            "keywords": (record.described,),
-            "mixed": (record.caption, record.described),
-        }[self._style]
+        described = record.described(self._hidden)
+        styles = {"name": (record.caption,), "keywords": (described,), "mixed": (record.caption, described)}
+        return styles[self._style]
 
     def groups(self) -> Rows:
         return np.array([caption_group(record.caption) for record in self._emoji.records])
+
+    def image_key(self, row: int) -> str:
+        return str(row)
 
     def fetch(self, rows: Rows) -> tuple[Tensor, list[int]]:
         return self._emoji.images(rows), list(range(len(rows)))

@@ -26,7 +26,13 @@ class FilePairs:
     def __init__(self, paths: list[Path], captions: list[str], side: int, workers: int) -> None:
         self._paths, self._captions, self._side = paths, captions, side
         self._pool = ThreadPoolExecutor(max(1, workers))
-        self.skipped: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
+        self._unread: dict[int, str] = {}
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Rows left out, by cause: each once, however often it was tried."""
+        return self.left_out + Counter(self._unread.values())
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -37,9 +43,14 @@ class FilePairs:
     def groups(self) -> Rows:
         return np.array([caption_group(caption) for caption in self._captions])
 
+    def image_key(self, row: int) -> str:
+        return str(self._paths[row].resolve())
+
     def fetch(self, rows: Rows) -> tuple[Tensor, list[int]]:
         decoded = list(self._pool.map(self._read, rows))
-        self.skipped.update(cause for cause in decoded if isinstance(cause, str))
+        self._unread.update(
+            (int(row), cause) for row, cause in zip(rows, decoded, strict=True) if isinstance(cause, str)
+        )
         kept = [i for i, square in enumerate(decoded) if isinstance(square, Tensor)]
         squares = [square for square in decoded if isinstance(square, Tensor)]
         return torch.stack(squares) if squares else torch.empty(0, 3, self._side, self._side, dtype=torch.uint8), kept
@@ -58,11 +69,11 @@ def open_table(path: Path, config: DataConfig, side: int) -> FilePairs:
     """The pairs of a CSV, TSV or Parquet file; rows without an image or a caption are skipped and counted.
 
     Raises:
-        UserError: for a missing file or column, an empty table, or when none of the first files exists.
+        UserError: for a missing file or column, an empty table, or when none of the images exists.
     """
     if not path.is_file():
         raise UserError(f"no such file: {path}")
-    columns, rows = _read_parquet(path) if path.suffix == ".parquet" else _read_delimited(path)
+    columns, rows = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_delimited(path)
     for column in (config.image_column, config.caption_column):
         if column not in columns:
             raise UserError(f"{path} has no column {column!r}; it has {', '.join(columns)}")
@@ -70,19 +81,17 @@ def open_table(path: Path, config: DataConfig, side: int) -> FilePairs:
     good = [(path.parent / str(image), str(text)) for image, text in wanted if image and text and str(text).strip()]
     if not good:
         raise UserError(f"{path} has no row with both an image and a caption")
-    if not any(image.is_file() for image, _ in good[:32]):
-        raise UserError(
-            f"{path}: none of the first images exists, such as {good[0][0]}; paths start at the table's folder"
-        )
+    if not any(image.is_file() for image, _ in good):
+        raise UserError(f"{path}: none of its images exists, such as {good[0][0]}; paths start at the table's folder")
     pairs = FilePairs([image for image, _ in good], [text for _, text in good], side, config.workers)
-    pairs.skipped.update({"row without image or caption": len(wanted) - len(good)} if len(good) < len(wanted) else {})
+    pairs.left_out.update({"row without image or caption": len(wanted) - len(good)} if len(good) < len(wanted) else {})
     return pairs
 
 
 def _read_delimited(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
             return list(reader.fieldnames or ()), list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not a readable table in UTF-8: {error}") from error

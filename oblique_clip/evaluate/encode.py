@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.images import Preprocess
+from ..errors import UserError
 from ..tokenizer import PAD_ID, Tokenizer, cut_to_longest
 from ..topology import Topology
 
@@ -44,9 +45,15 @@ def evaluating(model: Encoder) -> Iterator[torch.device]:
 
 
 def encode_images(model: Encoder, squares: Iterable[Tensor], preprocess: Preprocess) -> Tensor:
-    """Batches of uint8 squares (B, 3, H, H) to points (N, *point_shape)."""
+    """Batches of uint8 squares (B, 3, H, H) to points (N, *point_shape).
+
+    Raises:
+        UserError: where there is no batch.
+    """
     with evaluating(model) as device:
         points = [model.encode_image(preprocess.batch(batch.to(device))).cpu() for batch in squares]
+    if not points:
+        raise UserError("no picture could be read")
     return torch.cat(points).clone()
 
 

@@ -16,56 +16,65 @@ KS = (1, 5, 10)
 def retrieval(
     image_points: Tensor,
     text_points: Tensor,
-    image_groups: Tensor,
-    text_groups: Tensor,
+    matches: Tensor,
     topology: Topology,
     ks: Sequence[int] = KS,
     chunk: int = 1024,
 ) -> dict[str, float]:
     """recall@k in [0, 1]: the share of queries with a match among the k most similar candidates.
 
-    An image and a text match where their groups are equal. A candidate that is no match but exactly as similar as the
+    A candidate that is no match but exactly as similar as the
     best match counts as ranked before it, so ties never help; nor do similarities that are no numbers. A query without
     any match is a miss for every k.
 
     Args:
         image_points (N, ...), text_points (M, ...): points of `topology`.
-        image_groups (N,), text_groups (M,): integers.
+        matches (P, 2): int64 pairs of an image and a text that match, in any order and number; repeats count once.
 
     Returns:
         `image_to_text_r@k` and `text_to_image_r@k`, with `*_chance_r@k` for a random order.
     """
     figures: dict[str, float] = {}
+    matches = matches.unique(dim=0)
     sides = {
-        "image_to_text": (image_points, text_points, image_groups, text_groups),
-        "text_to_image": (text_points, image_points, text_groups, image_groups),
+        "image_to_text": (image_points, text_points, matches),
+        "text_to_image": (text_points, image_points, matches.flip(1)),
     }
-    for name, (queries, candidates, query_groups, candidate_groups) in sides.items():
-        ranks = best_ranks(queries, candidates, query_groups, candidate_groups, topology, chunk)
-        matches = _count(query_groups, candidate_groups)
+    for name, (queries, candidates, pairs) in sides.items():
+        ranks = best_ranks(queries, candidates, pairs, topology, chunk)
+        count = torch.bincount(pairs[:, 0], minlength=len(queries))
         for k in ks:
-            figures[f"{name}_r@{k}"] = ((ranks < k) & (matches > 0)).double().mean().item()
-            figures[f"{name}_chance_r@{k}"] = _chance(matches, len(candidates), k)
+            figures[f"{name}_r@{k}"] = ((ranks < k) & (count > 0)).double().mean().item()
+            figures[f"{name}_chance_r@{k}"] = _chance(count, len(candidates), k)
     return figures
 
 
-def best_ranks(
-    queries: Tensor, candidates: Tensor, query_groups: Tensor, candidate_groups: Tensor, topology: Topology, chunk: int
-) -> Tensor:
-    """How many candidates stand before each query's best match, (N,); all of them where a query has no match."""
+def best_ranks(queries: Tensor, candidates: Tensor, matches: Tensor, topology: Topology, chunk: int) -> Tensor:
+    """How many candidates stand before each query's best match, (N,); all of them where a query has no match.
+
+    Args:
+        matches (P, 2): pairs of a query and a candidate.
+    """
     ranks = []
     for rows in torch.arange(len(queries)).split(chunk):
         scores = topology.similarity(queries[rows], candidates)
-        match = query_groups[rows, None] == candidate_groups
+        own = matches[(matches[:, 0] >= rows[0]) & (matches[:, 0] <= rows[-1])]
+        match = torch.zeros_like(scores, dtype=torch.bool)
+        match[own[:, 0] - rows[0], own[:, 1]] = True
         best = scores.masked_fill(~match, -torch.inf).amax(1, keepdim=True)
         ranks.append((~(scores < best) & ~match).sum(1))
     return torch.cat(ranks)
 
 
-def _count(queries: Tensor, candidates: Tensor) -> Tensor:
-    """How many of `candidates` equal each of `queries`."""
-    ordered = candidates.sort().values
-    return torch.searchsorted(ordered, queries, right=True) - torch.searchsorted(ordered, queries)
+def group_matches(image_groups: Tensor, text_groups: Tensor) -> Tensor:
+    """Pairs (P, 2) of an image and a text whose groups, any integers (N,) and (M,), are equal."""
+    ordered, order = text_groups.sort()
+    first = torch.searchsorted(ordered, image_groups)
+    count = torch.searchsorted(ordered, image_groups, right=True) - first
+    images = torch.arange(len(image_groups), device=count.device).repeat_interleave(count)
+    # Numbers 0, 1, ... within each image's run of equal groups.
+    within = torch.arange(len(images), device=count.device) - (count.cumsum(0) - count)[images]
+    return torch.stack([images, order[first[images] + within]], 1)
 
 
 def _chance(matches: Tensor, candidates: int, k: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,39 +17,56 @@ from ..data.splits import split_emoji
 from ..tokenizer import Tokenizer
 from .encode import Encoder, encode_images, encode_texts
 from .floors import pixel_neighbour, thumbnails
-from .retrieval import retrieval
-from .zeroshot import build_classifier, classification, rank_figures
+from .retrieval import group_matches, retrieval
+from .zeroshot import PLAIN, build_classifier, classification, rank_figures
 
 CHUNK = 256
 FLAGS = "flags"
 NOT_EMOJI = "openclipart"
 
 
-def evaluate_emoji(model: Encoder, preprocess: Preprocess, tokenizer: Tokenizer, config: DataConfig) -> dict[str, Any]:
+def evaluate_emoji(
+    model: Encoder,
+    preprocess: Preprocess,
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    templates: Sequence[str] = PLAIN,
+) -> dict[str, Any]:
     """Every evaluation of the shipped set that `config` held out of training.
 
+    Args:
+        templates: prompts for the names that pictures are classified among.
+
     Returns:
-        `family`: zero-shot figures of the test families, with the pixel floor, and both again without flags and for
-        each source; `retrieval`: recall on the same pictures; `concepts`: zero-shot figures of emoji that training
-        never named, among the names of those alone (no neighbour in pixels can name them: their floor is chance).
+        `family`: zero-shot figures of the test families beside the pixel floor, and both again for the names that
+        training knows from other families, without flags, and for each source; `retrieval`: recall on the same
+        pictures; `concepts`: zero-shot figures of emoji that training never named, among the names of those alone
+        (no neighbour in pixels can name them: their floor is chance).
     """
     splits = split_emoji(config)
     report: dict[str, Any] = {}
     if len(splits.test):
         points = encode_images(model, _squares(splits.test), preprocess)
-        report["family"] = _family(model, tokenizer, points, splits.test, splits.train)
+        report["family"] = _family(model, tokenizer, points, splits.test, splits.train, templates)
         report["retrieval"] = _retrieval(model, tokenizer, points, splits.test)
     concepts = splits.concepts.select(_where(splits.concepts, lambda record: record.family != NOT_EMOJI).numpy())
     if len(concepts):
-        report["concepts"] = zero_shot_emoji(model, preprocess, tokenizer, concepts)
+        report["concepts"] = zero_shot_emoji(model, preprocess, tokenizer, concepts, templates)
     return report
 
 
-def zero_shot_emoji(model: Encoder, preprocess: Preprocess, tokenizer: Tokenizer, emoji: EmojiSet) -> dict[str, Any]:
+def zero_shot_emoji(
+    model: Encoder,
+    preprocess: Preprocess,
+    tokenizer: Tokenizer,
+    emoji: EmojiSet,
+    templates: Sequence[str] = PLAIN,
+) -> dict[str, Any]:
     """Zero-shot figures of the pictures of `emoji` among its own concept names."""
     names, labels = _labels(emoji)
     points = encode_images(model, _squares(emoji), preprocess)
-    figures = classification(points, labels, build_classifier(model, tokenizer, names), model.topology)
+    classifier = build_classifier(model, tokenizer, names, templates)
+    figures = classification(points, labels, classifier, model.topology)
     return {**figures, "images": len(emoji), "classes": len(names)}
 
 
@@ -63,10 +80,16 @@ def validation_score(
     return {name: figures[name] for name in ("top1", "top5", "mean_per_class")}
 
 
-def _family(model: Encoder, tokenizer: Tokenizer, points: Tensor, test: EmojiSet, train: EmojiSet) -> dict[str, Any]:
+def _family(
+    model: Encoder, tokenizer: Tokenizer, points: Tensor, test: EmojiSet, train: EmojiSet, templates: Sequence[str]
+) -> dict[str, Any]:
     names, labels = _labels(test)
-    classifier = build_classifier(model, tokenizer, names)
-    parts = {"without_flags": _where(test, lambda record: record.group != FLAGS)}
+    classifier = build_classifier(model, tokenizer, names, templates)
+    known = {record.concept for record in train.records}
+    parts = {
+        "known_names": _where(test, lambda record: record.concept in known),
+        "without_flags": _where(test, lambda record: record.group != FLAGS),
+    }
     sources = dict.fromkeys(record.source for record in test.records)
     parts |= {source: _where(test, _from_source(source)) for source in sources}
     floor = _pixel_ranks(test, train)
@@ -92,7 +115,8 @@ def _retrieval(model: Encoder, tokenizer: Tokenizer, points: Tensor, test: Emoji
     texts = encode_texts(model, tokenizer, captions)
     image_groups = torch.tensor([caption_group(record.caption) for record in test.records])
     text_groups = torch.tensor([caption_group(caption) for caption in captions])
-    return {**retrieval(points, texts, image_groups, text_groups, model.topology), "captions": len(captions)}
+    figures = retrieval(points, texts, group_matches(image_groups, text_groups), model.topology)
+    return {**figures, "captions": len(captions)}
 
 
 def _pixel_ranks(test: EmojiSet, train: EmojiSet) -> Tensor:

@@ -34,6 +34,8 @@ def build_classifier(
     Raises:
         UserError: without names or templates, or for a template without `{}`.
     """
+    if isinstance(names, str) or isinstance(templates, str):
+        raise UserError("names and templates are lists of texts, not one text")
     if not names or not templates:
         raise UserError("zero-shot classification needs at least one class name and one template")
     for template in templates:
