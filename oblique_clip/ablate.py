@@ -34,7 +34,7 @@ class AblateConfig:
     """Forms to compare: clip, sphere and oblique."""
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(epochs=10, batch_size=64))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(epochs=12, batch_size=64))
     out: Path = Path("runs/ablate")
     """Folder with a run folder a form, result.json and report.html."""
     seed: int = 0
