@@ -14,7 +14,7 @@ CAPTION = 8
 
 
 def by_hand(form: Form, image_tokens: int, text_tokens: int, outputs: int) -> float:
-    """Multiply-adds of matrices times two, in millions: 12 width^2 a position and block, 2 width a pair of positions."""
+    """Two a multiply-add of matrices, in millions: 12 width^2 a position and block, 2 width a pair of positions."""
     width, patches = 32, 16
     image, text = patches + image_tokens, CAPTION + text_tokens
     blocks = sum(layers * (12 * width**2 * n + 2 * width * n**2) for layers, n in ((2, image), (1, text)))
