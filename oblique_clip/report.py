@@ -83,6 +83,7 @@ _RETRIEVAL = ("evaluation", "retrieval")
 COLUMNS = (
     Column("topology", ("topology",)),
     Column("family top-1 %", (*_FAMILY, "top1")),
+    Column("same, last step %", ("last_evaluation", "family", "top1")),
     Column("top-5 %", (*_FAMILY, "top5")),
     Column("pixel floor top-1 %", (*_FAMILY, "pixel_floor", "top1")),
     Column("chance %", (*_FAMILY, "chance")),
@@ -90,6 +91,7 @@ COLUMNS = (
     Column("pixel floor of these %", (*_FAMILY, "parts", "known_names", "pixel_floor", "top1")),
     Column("no flags top-1 %", (*_FAMILY, "parts", "without_flags", "top1")),
     Column("concepts top-1 %", (*_CONCEPTS, "top1")),
+    Column("same, last step %", ("last_evaluation", "concepts", "top1")),
     Column("chance %", (*_CONCEPTS, "chance")),
     Column("image to text R@1 %", (*_RETRIEVAL, "image_to_text_r@1")),
     Column("chance %", (*_RETRIEVAL, "image_to_text_chance_r@1")),
@@ -245,7 +247,8 @@ def write_page(out: Path, runs: dict[str, Path], remaining: dict[str, dict[str, 
         _html_table(*_transpose(*comparison(results))),
         "<p><em>Family</em>: every picture of the held-out artists, among all their names; the pixel floor is "
         "the nearest training picture on 16 x 16 pixels. <em>Concepts</em>: emoji whose names training never saw, "
-        "among those names alone. Accuracies are of the checkpoint that was best on the validation family.</p>",
+        "among those names alone. Accuracies are of the checkpoint that was best on the validation family; "
+        "nothing chose those of the last step.</p>",
         "<h2>What differs besides the topology</h2>",
         _html_table(*_transpose(*_difference_rows(remaining))),
         "<h2>Training</h2>",

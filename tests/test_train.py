@@ -49,6 +49,8 @@ def test_a_seed_fixes_every_number_and_another_changes_them(tmp_path: Path) -> N
     assert losses(tmp_path / "a") == losses(tmp_path / "b") != losses(tmp_path / "c")
     first, second = (json.loads((tmp_path / name / "result.json").read_text()) for name in "ab")
     assert first["evaluation"] == second["evaluation"] and first["seed"] == 0
+    # Without a validation family the best checkpoint is the last.
+    assert first["evaluation"] == first["last_evaluation"]
 
 
 @pytest.mark.parametrize(
