@@ -19,6 +19,7 @@ VERBS = {
     "ablate": "train the forms under one budget and compare them",
     "report": "compare finished runs: tables, curves, pictures and one HTML page",
     "data": "describe a data set and show some of its pairs",
+    "bench": "measure speed and memory against the peers installed here",
 }
 USAGE = f"""\
 usage: oblique-clip VERB [OPTIONS]

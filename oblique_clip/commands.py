@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from .ablate import AblateConfig
 from .ablate import ablate as run_ablate
+from .bench.measure import BenchConfig
+from .bench.run import bench as run_bench
 from .config import FORMS, SIZES, TrainConfig, model_config
 from .describe import DataCommand, describe
 from .errors import UserError
@@ -48,6 +50,10 @@ def report(args: list[str]) -> None:
 
 def data(args: list[str]) -> None:
     describe(parse(DataCommand, "data", args))
+
+
+def bench(args: list[str]) -> None:
+    run_bench(parse(BenchConfig, "bench", args))
 
 
 def _flag(args: Sequence[str], name: str, default: str) -> str:

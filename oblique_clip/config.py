@@ -231,7 +231,7 @@ def write_json(path: Path, value: Any) -> None:
 
 # Where numbers must lie, by field name, in any of the dataclasses above.
 RANGES: dict[str, str] = {
-    **dict.fromkeys(("image_size", "patch_size", "embed_dim", "workers", "steps", "log_every"), "[1, inf)"),
+    **dict.fromkeys(("image_size", "patch_size", "embed_dim", "workers", "steps", "log_every", "rounds"), "[1, inf)"),
     **dict.fromkeys(("vision_width", "vision_layers", "vision_heads"), "[1, inf)"),
     **dict.fromkeys(("text_width", "text_layers", "text_heads"), "[1, inf)"),
     **dict.fromkeys(("context_length", "batch_size"), "[2, inf)"),

@@ -1,0 +1,128 @@
+"""How things are measured: runs of all rivals interleaved, medians, and a process of its own where memory is read."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from ..device import forget_peak_memory, peak_memory_mib
+
+Task = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Measure speed and memory against the peers installed here."""
+
+    only: tuple[str, ...] = ()
+    """Suites to run; all where none is named."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+    rounds: int = 5
+    """Interleaved runs of each rival; the median counts."""
+    full: bool = False
+    """Full sizes where the usual run takes a part (zero-shot classifier, loss of 65,536 pairs)."""
+    json: str | None = None
+    """File for every figure, every single run, and the machine."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    suite: str
+    what: str
+    """What is compared, with its sizes."""
+    ours: float
+    peer: float
+    unit: str
+    """Of `ours` and `peer`: "s", "MiB", "img/s" or "%"."""
+    peer_name: str
+    ratio: float
+    """How many times better ours is, or, for a cost, what ours costs in the peer's units."""
+    aim: str = ""
+    """What was aimed at: ">= 2.5" or "<= 1.1"; empty for a row that is only shown."""
+    note: str = ""
+    runs: dict[str, list[float]] | None = None
+    """Every single run behind the medians."""
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the ratio meets the aim; None without one."""
+        if not self.aim:
+            return None
+        sign, bound = self.aim.split()
+        return self.ratio >= float(bound) if sign == ">=" else self.ratio <= float(bound)
+
+
+def faster(suite: str, what: str, runs: dict[str, list[float]], peer: str, aim: str = "", note: str = "") -> Row:
+    """A row of seconds: `runs` has the key "ours" and the peer's name; the ratio is peer over ours."""
+    ours, theirs = statistics.median(runs["ours"]), statistics.median(runs[peer])
+    return Row(suite, what, ours, theirs, "s", peer, theirs / ours, aim, note, {k: runs[k] for k in ("ours", peer)})
+
+
+def interleaved(tasks: dict[str, Task], rounds: int, device: torch.device, warmup: int = 1) -> dict[str, list[float]]:
+    """Seconds of each run of each task; in every round each task runs once, in an order that turns by one."""
+    names = list(tasks)
+    for _ in range(warmup):
+        for name in names:
+            tasks[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            gc.collect()
+            seconds[name].append(seconds_of(tasks[name], device))
+    return seconds
+
+
+def seconds_of(task: Task, device: torch.device) -> float:
+    """Time of one run, by CUDA events on a CUDA device."""
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        task()
+        end.record()
+        torch.cuda.synchronize(device)
+        return float(start.elapsed_time(end)) / 1000
+    _finish(device)
+    began = time.perf_counter()
+    task()
+    _finish(device)
+    return time.perf_counter() - began
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "mps":
+        torch.mps.synchronize()
+
+
+def apart(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)` in a fresh process; both must be importable by name and can be pickled."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def extra_memory_mib(task: Task, device: torch.device) -> float:
+    """Peak memory during one run of the task, beyond what stood before it; call it in a process of its own.
+
+    Raises:
+        RuntimeError: where the system does not tell.
+    """
+    gc.collect()
+    forget_peak_memory(device)
+    before = peak_memory_mib(device)
+    task()
+    after = peak_memory_mib(device)
+    if before is None or after is None:
+        raise RuntimeError(f"no peak memory is known for {device} on this system")
+    return after - before

@@ -1,0 +1,119 @@
+"""`oblique-clip bench`: every suite in turn, one table, and a JSON file on request."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import check_ranges, write_json
+from ..device import pick_device, versions
+from ..errors import UserError
+from .measure import BenchConfig, Row
+
+# Suite: what it measures. Each is a module beside this one with `rows(config, device) -> list[Row]`.
+SUITES = {
+    "step": "training step against open_clip's",
+    "loss": "time and memory of the tiled losses against open_clip's",
+    "optimizer": "optimiser step with points against AdamW and geoopt's RiemannianAdam",
+    "classifier": "zero-shot classifier against open_clip's and CLIP_benchmark's",
+    "retrieval": "recall@k against scoring and sorting the whole matrix",
+    "start": "import and --help in a fresh interpreter",
+}
+
+
+def bench(config: BenchConfig) -> dict[str, Any]:
+    """Run the suites, print their table and return the report, which also goes to `config.json`.
+
+    Raises:
+        UserError: for an unknown suite, or a device that this machine lacks.
+    """
+    unknown = [name for name in config.only if name not in SUITES]
+    if unknown:
+        raise UserError(f"unknown suite {unknown[0]!r}; there is {', '.join(SUITES)}")
+    check_ranges(config)
+    device = pick_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    report: dict[str, Any] = {"format_version": 1, "machine": machine(device), "rows": []}
+    rows: list[Row] = []
+    for name in config.only or SUITES:
+        print(f"{name}: {SUITES[name]} ...", flush=True)
+        rows += importlib.import_module(f".{name}", __package__).rows(config, device)
+        report["rows"] = [{**asdict(row), "reached": row.reached} for row in rows]
+        # Written after every suite: an interrupted bench keeps what it has measured.
+        if config.json is not None:
+            path = Path(config.json)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, report)
+    print_rows(rows, report["machine"])
+    return report
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the figures come from: processor, cores, threads and versions."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    peers = ("geoopt", "open_clip_torch", "timm", "clip_benchmark")
+    found = {peer: _version(peer) for peer in peers}
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "device": str(device) if name is None else f"{device} ({name})",
+        "versions": {**versions(), **{peer: version for peer, version in found.items() if version}},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def print_rows(rows: list[Row], where: dict[str, Any]) -> None:
+    """The table, and the machine it was measured on."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Ratios against peers", title_justify="left")
+    for heading in ("what", "peer"):
+        table.add_column(heading)
+    for heading in ("ours", "peer's", "ratio", "aim", ""):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        verdict = {None: "", True: "reached", False: "not reached"}[row.reached]
+        figures = (_figure(row.ours, row.unit), _figure(row.peer, row.unit), f"{row.ratio:.2f}", row.aim, verdict)
+        table.add_row(row.what, row.peer_name, *figures, end_section=False)
+    console = Console()
+    console.print(table)
+    for row in rows:
+        if row.note:
+            console.print(f"{row.what}: {row.note}", style="dim", highlight=False)
+    versions_text = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    console.print(
+        f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, {where['device']}; {versions_text}"
+    )
+
+
+def _figure(value: float, unit: str) -> str:
+    if unit == "s":
+        return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
+    return f"{value:,.1f} {unit}"
