@@ -18,8 +18,8 @@ from open_clip.transformer import LayerNorm, Transformer
 from open_clip.transformer import TextTransformer as OpenClipText
 from open_clip.transformer import VisionTransformer as OpenClipVision
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from .blocks import first_places, is_plain, one_place, packing_of, run_blocks
 from .config import Architecture
 from .errors import UserError
 from .manifold import Oblique
@@ -115,7 +115,12 @@ class ImageTower(_Tower):
 
     def tokens(self, images: Tensor) -> Tensor:
         """The class tokens after the last norm, before projection, (B, tokens, width)."""
-        return self.trunk.forward_features(images)[:, : self.num_tokens]
+        trunk = self.trunk
+        if not all(map(is_plain, trunk.blocks)):
+            return trunk.forward_features(images)[:, : self.num_tokens]
+        x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
+        x = run_blocks(trunk.blocks, x, first_places(self.num_tokens), checkpointing=trunk.grad_checkpointing)
+        return trunk.norm(x)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.trunk.set_grad_checkpointing(enable)
@@ -181,8 +186,13 @@ class TextTower(_Tower):
         x = torch.cat([tokens, self.token_embedding(ids)], 1)
         x = x + self.positional_embedding[: x.shape[1]]
         mask = F.pad(is_text(ids), (self.num_tokens, 0), value=True)
-        x = run_blocks(self.transformer, x, key_mask=mask)
-        return self.projection(self.ln_final(x[:, : self.num_tokens]))
+        packing = packing_of(mask)
+        x = run_blocks(
+            self.transformer.resblocks, packing.pack(x) if packing else x,
+            first_places(self.num_tokens, packing), key_mask=mask, packing=packing,
+            checkpointing=self.transformer.grad_checkpointing,
+        )  # fmt: skip
+        return self.projection(self.ln_final(x))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.transformer.grad_checkpointing = enable
@@ -214,31 +224,8 @@ def init_blocks(blocks: nn.ModuleList, width: int, weights: tuple[str, str, str,
                 nn.init.normal_(parameters[name], std=std)
 
 
-def run_blocks(transformer: Transformer, x: Tensor, key_mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """open_clip's residual blocks on x (B, L, width) with one attention call each, and no mask written out per head.
-
-    The same numbers as `transformer(x, attn_mask=...)`, of which the mask would be (B * heads, L, L).
-    """
-    mask = None if key_mask is None else key_mask[:, None, None, :]
-    for block in transformer.resblocks:
-        if transformer.grad_checkpointing and torch.is_grad_enabled():
-            x = checkpoint(_run_block, block, x, mask, causal, use_reentrant=False)
-        else:
-            x = _run_block(block, x, mask, causal)
-    return x
-
-
-def _run_block(block: Any, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    attn = block.attn
-    qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
-    q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    x = x + block.ls_1(attn.out_proj(mixed.transpose(1, 2).flatten(-2)))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
-
-
 class OpenClipImageTower(_Tower):
-    """open_clip's own `VisionTransformer`, unchanged; features (B, 1, embed_dim)."""
+    """open_clip's own `VisionTransformer`, its blocks run by `run_blocks`; features (B, 1, embed_dim)."""
 
     def __init__(self, arch: Architecture, embed_dim: int) -> None:
         super().__init__()
@@ -251,7 +238,15 @@ class OpenClipImageTower(_Tower):
         )  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.trunk(images)[:, None]
+        trunk = self.trunk
+        x = trunk.conv1(images).flatten(2).transpose(1, 2)
+        x = torch.cat([trunk.class_embedding.expand(len(x), 1, -1), x], 1) + trunk.positional_embedding
+        x = trunk.ln_pre(trunk.patch_dropout(x))
+        x = run_blocks(
+            trunk.transformer.resblocks, x, first_places(1),
+            checkpointing=trunk.transformer.grad_checkpointing,
+        )  # fmt: skip
+        return trunk.ln_post(x) @ trunk.proj
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.trunk.set_grad_checkpointing(enable)
@@ -280,9 +275,15 @@ class OpenClipTextTower(_Tower):
     def forward(self, ids: Tensor) -> Tensor:
         trunk = self.trunk
         x = trunk.token_embedding(ids) + trunk.positional_embedding[: ids.shape[1]]
-        x = run_blocks(trunk.transformer, x, causal=True)
-        end = x[torch.arange(len(x), device=x.device), ids.argmax(-1)]
-        return (trunk.ln_final(end) @ trunk.text_projection)[:, None]
+        end = ids.argmax(-1)
+        used = torch.arange(ids.shape[1], device=ids.device) <= end[:, None]
+        packing = packing_of(used)
+        x = run_blocks(
+            trunk.transformer.resblocks, packing.pack(x) if packing else x,
+            one_place(end, packing), read_mask=used, causal=True, packing=packing,
+            checkpointing=trunk.transformer.grad_checkpointing,
+        )  # fmt: skip
+        return trunk.ln_final(x) @ trunk.text_projection
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.trunk.set_grad_checkpointing(enable)

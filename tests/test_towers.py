@@ -6,7 +6,7 @@ from collections.abc import Callable
 import geoopt
 import pytest
 import torch
-from conftest import TINY, relative_error
+from conftest import TINY, gradients, relative_error
 from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
@@ -23,7 +23,6 @@ from oblique_clip.towers import (
     TextTower,
     TokenProjection,
     init_blocks,
-    run_blocks,
 )
 from oblique_clip.train import train_step
 
@@ -76,38 +75,6 @@ TOWERS: dict[str, Callable[[], nn.Module]] = {
 
 def input_of(tower: nn.Module) -> Tensor:
     return images() if isinstance(tower, ImageTower | OpenClipImageTower) else captions(3, 5, 1, width=9)
-
-
-def some_blocks() -> Transformer:
-    transformer = Transformer(32, 2, 4).double()
-    for parameter in transformer.parameters():
-        nn.init.normal_(parameter, std=0.3 if parameter.ndim == 2 else 1.0)
-    return transformer
-
-
-def gradients(outputs: Tensor, *inputs: Tensor) -> list[Tensor]:
-    weights = torch.linspace(-1, 2, outputs.numel(), dtype=outputs.dtype).view_as(outputs)
-    return list(torch.autograd.grad((outputs * weights).sum(), inputs))
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("mask", ["none", "keys", "causal"])
-def test_blocks_are_open_clips_with_the_mask_written_out(mask: str, checkpointing: bool) -> None:
-    transformer = some_blocks()
-    transformer.grad_checkpointing = checkpointing
-    x = torch.randn(3, 7, 32, dtype=torch.float64, requires_grad=True)
-    used = torch.arange(7) < torch.tensor([[7], [4], [1]])
-    written_out = {
-        "none": None,
-        "keys": torch.zeros(3, 7, 7).masked_fill(~used[:, None, :], -torch.inf).repeat_interleave(4, 0).double(),
-        "causal": torch.full((7, 7), -torch.inf).triu(1).double(),
-    }[mask]
-    ours = run_blocks(transformer, x, key_mask=used if mask == "keys" else None, causal=mask == "causal")
-    theirs = transformer(x, attn_mask=written_out)
-    assert relative_error(ours, theirs) < SAME
-    inputs = (x, *transformer.parameters())
-    for found, expected in zip(gradients(ours, *inputs), gradients(theirs, *inputs), strict=True):
-        assert relative_error(found, expected) < SAME
 
 
 def test_the_causal_tower_is_open_clips_own_at_full_context() -> None:
