@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from .config import (
     OptimConfig,
     TrainConfig,
     model_config,
-    to_json,
+    read_run_config,
     write_json,
 )
 from .errors import UserError
@@ -54,13 +54,13 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
     if not config.forms:
         raise UserError(f"--forms names no form; there is {', '.join(FORMS)}")
     runs: dict[str, TrainConfig] = {form: _run_config(config, form) for form in config.forms}
-    for form, run in runs.items():
-        _refuse_other(form, run)
+    for run in runs.values():
+        _refuse_other(run)
     results = {form: _train_once(run) for form, run in runs.items()}
     remaining = differences({form: run.model for form, run in runs.items()})
     report = {"format_version": 1, "runs": results, "differences": remaining}
     write_json(config.out / "result.json", report)
-    page = write_page(config.out, {form: run.out for form, run in runs.items()}, remaining)
+    page = write_page(config.out, {form: run.out for form, run in runs.items()}, results, remaining)
     print_tables(results, remaining)
     print(f"page: {page}")
     return report
@@ -81,12 +81,12 @@ def _train_once(run: TrainConfig) -> dict[str, Any]:
     return train(run)
 
 
-def _refuse_other(form: str, run: TrainConfig) -> None:
+def _refuse_other(run: TrainConfig) -> None:
     """A finished run counts only where it is the run asked for; where it was computed does not matter."""
-    saved = run.out / "config.json"
-    if not (run.out / "result.json").exists() or not saved.exists():
+    if not all((run.out / name).exists() for name in ("result.json", "config.json")):
         return
-    there, here = json.loads(saved.read_text()), to_json(run)
-    different = [name for name in here if name not in ("out", "device", "threads") and there.get(name) != here[name]]
+    there = read_run_config(run.out)
+    names = [part.name for part in fields(run) if part.name not in ("out", "device", "threads")]
+    different = [name for name in names if getattr(there, name) != getattr(run, name)]
     if different:
         raise UserError(f"{run.out} holds a run of another {different[0]}; name another --out or remove it")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +23,13 @@ from .tokenizer import Tokenizer, get_tokenizer
 BEST, LAST = "best.safetensors", "last.safetensors"
 POINT_TOLERANCE = 1e-4
 
-Loaded = tuple[DualEncoder, Preprocess, Tokenizer]
+
+class Loaded(NamedTuple):
+    """A model with what its inputs go through."""
+
+    model: DualEncoder
+    preprocess: Preprocess
+    tokenizer: Tokenizer
 
 
 def save_model(
@@ -61,7 +69,7 @@ def load(source: str | Path, device: str | torch.device = "cpu") -> Loaded:
         UserError: where there is no checkpoint, it is damaged, or its configuration is not known here.
     """
     path = _find(Path(source))
-    header, weights = _read(path)
+    header = _header(path)
     if "config" not in header:
         raise UserError(f"{path} has no oblique_clip configuration in its header")
     config = from_json(ModelConfig, header["config"], f"{path} (header)")
@@ -69,14 +77,14 @@ def load(source: str | Path, device: str | torch.device = "cpu") -> Loaded:
     if header.get("logit_bias") and model.logit_bias is None:
         model.logit_bias = torch.nn.Parameter(torch.zeros(()))
     try:
-        model.load_state_dict({name: value.float() for name, value in weights.items()})
+        model.load_state_dict({name: value.float() for name, value in _weights(path).items()})
     except RuntimeError as error:
         raise UserError(
             f"{path}: weights do not fit the configuration: {str(error).splitlines()[-1].strip()}"
         ) from error
     check_points(model, path)
     model.to(device).eval()
-    return model, preprocess_of(model), get_tokenizer(config.arch.tokenizer, config.arch.context_length)
+    return Loaded(model, preprocess_of(model), get_tokenizer(config.arch.tokenizer, config.arch.context_length))
 
 
 def data_of(source: str | Path) -> DataConfig:
@@ -86,18 +94,28 @@ def data_of(source: str | Path) -> DataConfig:
         UserError: as `load`, or where the checkpoint does not say.
     """
     path = _find(Path(source))
-    header, _ = _read(path)
+    header = _header(path)
     if "data" not in header:
         raise UserError(f"{path} does not say what it was trained on, so nothing in the shipped set is known to be new")
     return from_json(DataConfig, header["data"], f"{path} (header)")
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Header and tensors of a safetensors file."""
+def _header(path: Path) -> dict[str, Any]:
+    with _opened(path) as file:
+        return {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file to be read from."""
     try:
         with safe_open(path, framework="pt") as file:
-            header = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            yield file
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable checkpoint: {error}") from error
 

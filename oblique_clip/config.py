@@ -35,6 +35,8 @@ class Architecture:
     """Attention heads of the image tower."""
     timm_name: str = "vit_base_patch16_clip_224"
     """Any timm ViT; the sizes above replace its own. The default is open_clip's layout."""
+    patch_dropout: float = 0.0
+    """Share of its patches that each training picture loses at random, as in FLIP; evaluation sees them all."""
     text_width: int = 128
     """Channels of the text tower."""
     text_layers: int = 3
@@ -131,6 +133,10 @@ class OptimConfig:
     """Optimiser steps; needed for shards of unknown length."""
     batch_size: int = 128
     """Pairs a step."""
+    micro_batch: int | None = None
+    """Pairs the towers take at a time: less memory, the towers run twice; the loss still sees the whole batch."""
+    grad_checkpointing: bool = False
+    """Keep only the inputs of each block for the backward pass and compute the rest again: less memory, more time."""
     lr: float = 1e-3
     """Highest learning rate."""
     point_lr: float = 1e-2
@@ -145,6 +151,8 @@ class OptimConfig:
     """Largest norm of the whole gradient; 0 leaves it."""
     precision: Literal["float32", "bf16"] = "float32"
     """`bf16` runs the towers under autocast; points and loss stay in float32."""
+    compile: bool = False
+    """Compile the image tower with torch.compile: the first step takes a minute or more; see `oblique-clip bench`."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +246,8 @@ RANGES: dict[str, str] = {
     **dict.fromkeys(("epochs", "lr", "point_lr", "init_scale", "final_scale"), "(0, inf)"),
     **dict.fromkeys(("weight_decay", "clip_grad", "seed", "threads", "eval_every"), "[0, inf)"),
     **dict.fromkeys(("caption_noise", "warmup"), "[0, 1]"),
-    "beta2": "[0, 1)",
+    "micro_batch": "[1, inf)",
+    **dict.fromkeys(("beta2", "patch_dropout"), "[0, 1)"),
     "max_scale": "(0, inf]",
 }
 
@@ -280,6 +289,20 @@ def from_json(kind: type[T], values: dict[str, Any], where: str = "config.json")
     if version != FORMAT_VERSION:
         raise UserError(f"{where}: format_version {version!r} is not known here; this version reads {FORMAT_VERSION}")
     return _build(kind, values, where)
+
+
+def read_run_config(run: Path) -> TrainConfig:
+    """The configuration that a run folder was trained with.
+
+    Raises:
+        UserError: where its config.json is missing or no JSON, or see `from_json`.
+    """
+    path = run / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable configuration: {error}") from error
+    return from_json(TrainConfig, values, str(path))
 
 
 def _build(kind: type[T], values: Any, where: str) -> T:

@@ -32,8 +32,10 @@ def parse(kind: Any, verb: str, args: list[str], default: Any = None) -> Any:
 
 def _one_line(panel: str) -> str:
     """The first paragraph of tyro's framed complaint, and the flags that it suggests."""
-    lines = [line.strip("│╭╮╰╯ ").strip() for line in panel.splitlines() if line.startswith("│")]
-    paragraphs = re.split(r"\n─+\n", "\n".join(lines))
+    lines = [line.strip("│ ").strip() for line in panel.splitlines() if not line.startswith(("╭", "╰"))]
+    paragraphs = re.split(r"\n[─-]{3,}\n", "\n".join(lines))
+    # Where the terminal has no letters for a frame, its title is a paragraph too.
+    paragraphs = paragraphs if "╭" in panel else paragraphs[1:]
     suggested = re.findall(r"^--[\w-]+", paragraphs[1] if len(paragraphs) > 1 else "", re.M)
     hint = f"; perhaps you meant {', '.join(dict.fromkeys(suggested))}" if "meant" in panel and suggested else ""
     return " ".join(paragraphs[0].split()) + hint

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from .config import ModelConfig, TrainConfig, from_json
+from .config import ModelConfig, read_run_config
 from .errors import UserError
 from .figures import draw_curves, draw_retrieval
 
@@ -47,14 +47,11 @@ def report(config: ReportConfig) -> None:
         missing = [name for name in ("config.json", "metrics.jsonl", "result.json") if not (run / name).is_file()]
         if missing:
             raise UserError(f"{run} is no finished run: it has no {missing[0]}")
-    models = {
-        name: from_json(TrainConfig, json.loads((run / "config.json").read_text()), str(run / "config.json")).model
-        for name, run in runs.items()
-    }
+    remaining = differences({name: read_run_config(run).model for name, run in runs.items()})
+    results = {name: json.loads((run / "result.json").read_text()) for name, run in runs.items()}
     config.out.mkdir(parents=True, exist_ok=True)
-    remaining = differences(models)
-    page = write_page(config.out, runs, remaining)
-    print_tables({name: json.loads((run / "result.json").read_text()) for name, run in runs.items()}, remaining)
+    page = write_page(config.out, runs, results, remaining)
+    print_tables(results, remaining)
     print(f"page: {page}")
 
 
@@ -128,11 +125,14 @@ def differences(models: dict[str, ModelConfig], caption_tokens: int = 8) -> dict
         with torch.random.fork_rng(devices=[]):
             model = create_model(config)
         size = config.arch.image_size
+        caption = torch.ones(1, caption_tokens, dtype=torch.long)
+        # open_clip's end token is the largest; what follows it is no work.
+        caption[:, -1] = model.text.vocab_size - 1
         counter = FlopCounterMode(display=False)
         # Plain attention, training mode: the counter is blind to fused kernels and to torch's fast path of evaluation.
         with sdpa_kernel(SDPBackend.MATH), counter:
             model.encode_image(torch.zeros(1, 3, size, size))
-            model.encode_text(torch.ones(1, caption_tokens, dtype=torch.long))
+            model.encode_text(caption)
         clip = config.form == "clip"
         patches = (size // config.arch.patch_size) ** 2
         # open_clip's text tower reads the end token, which is one of the caption's.
@@ -237,9 +237,15 @@ img {{ max-width: 100% }} code {{ background: #f3f3f3; padding: 0 0.2rem }} figc
 """
 
 
-def write_page(out: Path, runs: dict[str, Path], remaining: dict[str, dict[str, Any]]) -> Path:
-    """Write `out/report.html` with tables, curves and retrieval pictures of finished runs, and the pictures as PNG."""
-    results = {name: json.loads((run / "result.json").read_text()) for name, run in runs.items()}
+def write_page(
+    out: Path, runs: dict[str, Path], results: dict[str, dict[str, Any]], remaining: dict[str, dict[str, Any]]
+) -> Path:
+    """Write `out/report.html` with tables, curves and retrieval pictures of finished runs, and the pictures as PNG.
+
+    Args:
+        runs, results: folder and result.json of each run, by its name.
+        remaining: see `differences`.
+    """
     first = next(iter(results.values()))
     parts = [
         *_facts(results),

@@ -144,6 +144,7 @@ def _timm_vit(arch: Architecture, num_tokens: int) -> Any:
             # Registers are the only prefix tokens of which timm takes any number; fc_norm would move the last norm
             # behind a pooling that is never called.
             class_token=False, reg_tokens=num_tokens, no_embed_class=False, global_pool="avg", fc_norm=False,
+            patch_drop_rate=arch.patch_dropout,
         )  # fmt: skip
     except (TypeError, AssertionError) as error:
         raise UserError(f"timm model {arch.timm_name!r} does not take the sizes asked for: {error}") from error
@@ -235,6 +236,7 @@ class OpenClipImageTower(_Tower):
         self.trunk = OpenClipVision(
             image_size=arch.image_size, patch_size=arch.patch_size, width=arch.vision_width, layers=arch.vision_layers,
             heads=arch.vision_heads, mlp_ratio=4.0, output_dim=embed_dim, norm_layer=LayerNorm,
+            patch_dropout=arch.patch_dropout,
         )  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:

@@ -21,21 +21,23 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from .checkpoint import BEST, LAST, load, save_model
+from .checkpoint import BEST, LAST, Loaded, load, save_model
 from .config import DataConfig, OptimConfig, TrainConfig, check_ranges, to_json, write_json
 from .data.batches import Batch, MapBatches, TrainingData, prefetch
-from .data.images import Augmentation, Preprocess
+from .data.images import Augmentation
 from .data.sources import open_training_data
-from .device import forget_peak_memory, peak_memory_mib, pick_device, versions
+from .device import forget_peak_memory, keep_freed_memory, peak_memory_mib, pick_device, versions
 from .errors import UserError
 from .evaluate.encode import evaluating
-from .evaluate.tasks import evaluate_emoji, validation_score
-from .loss import LOSSES
+from .evaluate.tasks import HeldOut, evaluate_emoji, validation_score
 from .model import DualEncoder, create_model, preprocess_of
 from .optim import Optimizer
-from .tokenizer import Tokenizer, get_tokenizer
+from .step import train_step
+from .tokenizer import get_tokenizer
 
 VALIDATIONS = 10
+# Rows of the similarity matrix that are held at once, so that logging takes less memory than the loss.
+ROWS = 1024
 
 
 def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
@@ -54,24 +56,30 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
     steps = total_steps(config.optim, data)
     if (config.out / "result.json").exists():
         raise UserError(f"{config.out} holds a finished run; name another --out or remove it")
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(config.seed)
     model = create_model(config.model, config.loss.loss).to(device)
+    model.set_grad_checkpointing(config.optim.grad_checkpointing)
+    if config.optim.compile:
+        model.visual.compile()
+    held_out = HeldOut(config.data) if config.data.data == "emoji" else None
     config.out.mkdir(parents=True, exist_ok=True)
     write_json(config.out / "config.json", to_json(config))
     _record_noise(config.out, config.data, data)
 
     forget_peak_memory(device)
     optimizer = Optimizer(model, config.optim, steps)
-    loop = _Loop(config, model, tokenizer, data, optimizer, steps, device)
+    loaded = Loaded(model, preprocess_of(model), tokenizer)
+    loop = _Loop(config, loaded, data, held_out, optimizer, steps, device)
     began = time.perf_counter()
     loop.run(quiet)
     trained, memory = time.perf_counter() - began, peak_memory_mib(device)
-    best, preprocess, _ = load(config.out, device)
-    shipped = config.data.data == "emoji"
+    best = load(config.out, device)
     result = {
         "format_version": 1,
         "form": config.model.form,
-        "topology": best.topology.spec,
+        "topology": model.topology.spec,
         "seed": config.seed,
         "steps": steps,
         "batch_size": config.optim.batch_size,
@@ -79,8 +87,8 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
         "scale": loop.last["scale"],
         "best": loop.best,
         # Validation is noisy: beside the best checkpoint stands the last, which nothing chose.
-        "evaluation": evaluate_emoji(best, preprocess, tokenizer, config.data) if shipped else {},
-        "last_evaluation": evaluate_emoji(model, preprocess, tokenizer, config.data) if shipped else {},
+        "evaluation": evaluate_emoji(best, held_out) if held_out else {},
+        "last_evaluation": evaluate_emoji(loaded, held_out) if held_out else {},
         "parameters": sum(p.numel() for p in model.parameters()),
         "train_seconds": round(trained, 2),
         "wall_seconds": round(time.perf_counter() - began, 2),
@@ -110,26 +118,14 @@ def total_steps(config: OptimConfig, data: TrainingData) -> int:
     return steps
 
 
-def train_step(
-    model: DualEncoder, images: Tensor, ids: Tensor, groups: Tensor | None, loss_name: str, precision: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One forward and backward pass; gives loss and both sets of points, detached."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        image_points, text_points = model.encode_image(images), model.encode_text(ids)
-    scale, bias = model.temperature.scale, model.logit_bias
-    loss = LOSSES[loss_name](image_points, text_points, model.topology, scale, bias=bias, groups=groups)
-    loss.backward()
-    return loss.detach(), image_points.detach(), text_points.detach()
-
-
 @dataclass
 class _Loop:
     """The state of a running loop."""
 
     config: TrainConfig
-    model: DualEncoder
-    tokenizer: Tokenizer
+    loaded: Loaded
     data: TrainingData
+    held_out: HeldOut | None
     optimizer: Optimizer
     steps: int
     device: torch.device
@@ -137,10 +133,6 @@ class _Loop:
     best: dict[str, float] = field(default_factory=dict)
     _busy: float = 0.0
     _images: int = 0
-
-    @property
-    def preprocess(self) -> Preprocess:
-        return preprocess_of(self.model)
 
     def rate(self) -> float:
         """Pairs a second, of training alone."""
@@ -158,25 +150,26 @@ class _Loop:
 
     def _one(self, batch: Batch, log: _Log, show: Callable[..., None]) -> None:
         began = time.perf_counter()
-        done = batch.step + 1
+        done, model, optim = batch.step + 1, self.loaded.model, self.config.optim
         loss, image_points, text_points = train_step(
-            self.model,
+            model,
             self._pixels(batch),
-            batch.ids.to(self.device),
+            batch.ids,
             batch.groups.to(self.device) if self.config.loss.positives == "caption" else None,
             self.config.loss.loss,
-            self.config.optim.precision,
+            optim.precision,
+            optim.micro_batch,
         )
         lr = self.optimizer.lr
         self.optimizer.step()
-        self.model.temperature.update(done / self.steps)
+        model.temperature.update(done / self.steps)
         self._images += len(batch.squares)
         logged = done % self.config.log_every == 0 or done in (1, self.steps)
         if logged:
-            self.last = {"loss": loss.item(), "scale": self.model.temperature.scale.item(), "lr": lr}
+            self.last = {"loss": loss.item(), "scale": model.temperature.scale.item(), "lr": lr}
             if not math.isfinite(self.last["loss"]):
                 raise UserError(f"the loss is {self.last['loss']} at step {done}: the run diverged; try a lower --lr")
-            self.last |= similarity_figures(self.model, image_points, text_points)
+            self.last |= similarity_figures(model, image_points, text_points)
         self._busy += time.perf_counter() - began
         if logged:
             log({"step": done, **self.last, "images_per_second": self.rate(), "seconds": self._busy})
@@ -186,7 +179,7 @@ class _Loop:
             self._validate(done, log)
 
     def _pixels(self, batch: Batch) -> Tensor:
-        preprocess = self.preprocess
+        preprocess = self.loaded.preprocess
         squares = batch.squares.to(self.device)
         if not self.config.data.augment:
             return preprocess.batch(squares)
@@ -194,7 +187,7 @@ class _Loop:
         return preprocess.normalize(Augmentation()(squares, preprocess.image_size, seed))
 
     def _validate(self, step: int, log: _Log) -> None:
-        score = validation_score(self.model, self.preprocess, self.tokenizer, self.config.data)
+        score = None if self.held_out is None else validation_score(self.loaded, self.held_out)
         self._save(LAST)
         if score is None:
             return
@@ -205,15 +198,19 @@ class _Loop:
             self._save(BEST)
 
     def _save(self, name: str) -> None:
-        save_model(self.model, self.config.model, self.config.out / "checkpoints" / name, self.config.data)
+        save_model(self.loaded.model, self.config.model, self.config.out / "checkpoints" / name, self.config.data)
 
 
 def similarity_figures(model: DualEncoder, image_points: Tensor, text_points: Tensor) -> dict[str, float]:
     """Mean similarity of pairs and of all others in a batch, and the margin between the two."""
+    count, pairs, everything = len(image_points), image_points.new_zeros(()), image_points.new_zeros(())
     with evaluating(model):
-        similarity = model.topology.similarity(image_points, text_points)
-        pairs = similarity.diagonal().mean()
-        others = (similarity.sum() - similarity.trace()) / (similarity.numel() - len(similarity))
+        for start in range(0, count, ROWS):
+            similarity = model.topology.similarity(image_points[start : start + ROWS], text_points)
+            pairs = pairs + similarity.diagonal(start).sum()
+            everything = everything + similarity.sum()
+        others = (everything - pairs) / (count * (count - 1))
+        pairs = pairs / count
     return {"positive": pairs.item(), "negative": others.item(), "margin": (pairs - others).item()}
 
 

@@ -19,8 +19,8 @@ SCRIPT = Path(sys.executable).with_name("oblique-clip")
 SMALL = ["--vision-width", "32", "--vision-layers", "1", "--text-width", "32", "--text-layers", "1", "--threads", "1"]
 
 
-def run(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+def run(*args: object, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **variables}
     command = [str(SCRIPT), *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=300)
 
@@ -81,6 +81,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown device": (["train", "--device", "tpu"], "there is auto, cpu, cuda"),
     "missing model": (["evaluate", "nowhere"], "no such checkpoint or run folder: nowhere"),
     "no finished run": (["report", "nowhere"], "nowhere is no finished run"),
+    "all patches dropped": (["train", "--patch-dropout", "1"], "--patch-dropout must lie in [0, 1)"),
+    "unknown suite": (["bench", "--only", "steps"], "unknown suite 'steps'; there is step, profile, loss"),
+    "no rounds": (["bench", "--rounds", "0"], "--rounds must lie in [1, inf)"),
 }
 
 
@@ -92,6 +95,11 @@ def test_a_mistake_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
     assert (done.returncode, len(lines)) == (2, 1), done.stderr
     assert lines[0].startswith("oblique-clip: ") and expected in lines[0]
     assert not any(tmp_path.rglob("result.json"))
+
+
+def test_a_mistake_is_one_line_on_a_terminal_of_plain_letters() -> None:
+    done = run("train", "--bach-size", "4", PYTHONIOENCODING="ascii")
+    assert done.stderr.startswith("oblique-clip: Unrecognized options: --bach-size, 4; perhaps you meant --batch-size")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA GPU")
@@ -111,7 +119,8 @@ def test_help_lists_every_verb_and_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_its_options(verb: str) -> None:
     done = run(verb, "--help")
-    assert done.returncode == 0 and "--out" in done.stdout and not done.stderr
+    written = "--json" if verb == "bench" else "--out"
+    assert done.returncode == 0 and written in done.stdout and not done.stderr
 
 
 def test_a_run_folder_says_what_was_run(trained: Path) -> None:

@@ -20,7 +20,9 @@ from oblique_clip.config import (
     TrainConfig,
     from_json,
     model_config,
+    read_run_config,
     to_json,
+    write_json,
 )
 from oblique_clip.errors import UserError
 from oblique_clip.topology import parse_topology
@@ -105,6 +107,19 @@ def test_what_does_not_fit_is_refused_by_name(values: Any, named: str) -> None:
     assert named in str(refusal.value)
     assert "runs/a/config.json" in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_run_folder_tells_its_configuration_or_what_is_wrong_with_it(tmp_path: Path) -> None:
+    config = TrainConfig(optim=OptimConfig(micro_batch=8), out=tmp_path, seed=3)
+    write_json(tmp_path / "config.json", to_json(config))
+    assert read_run_config(tmp_path) == config
+    for text, named in (('{"sead": 1}', "'sead'"), ("{", "not a readable configuration"), ("[]", "a table")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=named) as refusal:
+            read_run_config(tmp_path)
+        assert str(tmp_path / "config.json") in str(refusal.value)
+    with pytest.raises(UserError, match="not a readable configuration"):
+        read_run_config(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -21,7 +21,7 @@ from oblique_clip.data.images import decode_square
 from oblique_clip.errors import UserError
 from oblique_clip.evaluate.encode import encode_images, encode_texts
 from oblique_clip.evaluate.run import EvaluateConfig, evaluate
-from oblique_clip.evaluate.tasks import evaluate_emoji
+from oblique_clip.evaluate.tasks import HeldOut, evaluate_emoji
 from oblique_clip.evaluate.zeroshot import PLAIN
 
 SMALL = Architecture(patch_size=16, vision_width=32, vision_layers=1, text_width=32, text_layers=1)
@@ -152,8 +152,8 @@ def test_templates_change_the_classifier_of_the_shipped_set_and_nothing_else(mod
     assert prompted["family"]["pixel_floor"] == plain["family"]["pixel_floor"]
     assert prompted["family"] != plain["family"]
     templates = ("a drawing of {}, seen from afar", "no {} at all")
-    assert evaluate_emoji(*load(model), FEW, templates) == prompted
-    assert evaluate_emoji(*load(model), FEW, PLAIN) == plain
+    assert evaluate_emoji(load(model), HeldOut(FEW), templates) == prompted
+    assert evaluate_emoji(load(model), HeldOut(FEW), PLAIN) == plain
 
 
 def test_the_folder_of_a_run_is_refused_before_anything_is_computed(tmp_path: Path) -> None:

@@ -9,17 +9,21 @@ import pytest
 from oblique_clip.config import Architecture, Form, model_config
 from oblique_clip.report import differences
 
-ARCH = Architecture(patch_size=8, vision_width=32, vision_layers=2, text_width=32, text_layers=1)
+ARCH = Architecture(patch_size=8, vision_width=32, vision_layers=2, text_width=32, text_layers=3)
 CAPTION = 8
 
 
 def by_hand(form: Form, image_tokens: int, text_tokens: int, outputs: int) -> float:
-    """Two a multiply-add of matrices, in millions: 12 width^2 a position and block, 2 width a pair of positions."""
+    """Two a multiply-add of matrices, in millions: 12 width^2 a position and block, 2 width a pair of positions.
+
+    The last block has 2 width^2 for keys and values of each position, all else only for positions that are read.
+    """
     width, patches = 32, 16
-    image, text = patches + image_tokens, CAPTION + text_tokens
-    blocks = sum(layers * (12 * width**2 * n + 2 * width * n**2) for layers, n in ((2, image), (1, text)))
-    heads = 2 * width * outputs
-    return 2 * (patches * 3 * 8**2 * width + blocks + heads) / 1e6
+    products = patches * 3 * 8**2 * width + 2 * width * outputs
+    for layers, n, read in ((2, patches + image_tokens, image_tokens), (3, CAPTION + text_tokens, text_tokens or 1)):
+        products += (layers - 1) * (12 * width**2 * n + 2 * width * n**2)
+        products += 2 * width**2 * n + 10 * width**2 * read + 2 * width * n * read
+    return 2 * products / 1e6
 
 
 @pytest.mark.parametrize(("form", "tokens"), [("clip", (1, 0)), ("sphere", (1, 1)), ("oblique", (8, 8))])

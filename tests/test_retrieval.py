@@ -1,5 +1,6 @@
 """Retrieval: recall as a plain loop counts it, with any number of captions an image and of images a caption."""
 
+from collections.abc import Callable
 from itertools import combinations
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from oblique_clip.bench.retrieval import by_clip_benchmark, by_sorting, noisy_pairs
 from oblique_clip.evaluate.retrieval import best_ranks, group_matches, retrieval
 from oblique_clip.topology import parse_topology
 
@@ -86,6 +88,72 @@ def test_recall_is_that_of_a_plain_loop_whatever_the_chunk(case: Case, kind: str
         to_image = recall_by_hand(kind, texts, images, turned(pairs), k)
         assert found[f"image_to_text_r@{k}"] == pytest.approx(to_text, abs=EXACT)
         assert found[f"text_to_image_r@{k}"] == pytest.approx(to_image, abs=EXACT)
+
+
+def ranks_by_sorting(queries: Tensor, candidates: Tensor, matches: Tensor) -> Tensor:
+    """Places in rows sorted in float64, where what is equal to a match stands before it; matches do not count."""
+    scores = queries.flatten(1).double() @ candidates.flatten(1).double().T
+    match = torch.zeros_like(scores, dtype=torch.bool)
+    match[matches[:, 0], matches[:, 1]] = True
+    # Similarities of small integers are whole: half a unit puts a match behind its equals, before all others.
+    order = (scores - 0.5 * match).argsort(1, descending=True)
+    sorted_match = match.gather(1, order)
+    first = torch.where(match.any(1), sorted_match.int().argmax(1), len(candidates))
+    return first
+
+
+@pytest.mark.parametrize("held", [1, 5_000, 2**25])
+def test_ranks_are_the_places_in_a_sort_in_float64_ties_before_us(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr("oblique_clip.evaluate.retrieval.SCORES", held)
+    images, texts = (torch.randint(-2, 3, (count, 1, 3)).float() for count in (300, 700))
+    groups = torch.randint(0, 200, (300,)), torch.randint(0, 200, (700,))
+    matches = group_matches(*groups)
+    # A row without match, one with many, and equal candidates: integers repeat.
+    assert len(set(range(300)) - set(matches[:, 0].tolist())) and len(matches) > 900
+    for queries, candidates, own in ((images, texts, matches), (texts, images, matches.flip(1))):
+        found = best_ranks(queries, candidates, own, TOPOLOGIES["inner"])
+        assert torch.equal(found, ranks_by_sorting(queries, candidates, own))
+
+
+@pytest.mark.parametrize("spec", ["sphere(8)", "oblique(4,3)", "oblique(4,3)/geodesic", "euclidean(8)", "lorentz(8)"])
+def test_no_more_similarities_are_held_at_once_than_said(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    topology, held = parse_topology(spec), 300
+    monkeypatch.setattr("oblique_clip.evaluate.retrieval.SCORES", held)
+    points = topology.project(torch.randn(2 * 37, topology.m, topology.n)).unflatten(0, (2, 37))
+    matches = torch.arange(37)[:, None].expand(-1, 2)
+    sizes = []
+    similarity = topology.similarity
+
+    def recorded(x: Tensor, y: Tensor) -> Tensor:
+        sizes.append(len(x) * len(y) * (topology.m if "geodesic" in spec else 1))
+        return similarity(x, y)
+
+    at_once = retrieval(*points, matches, topology, chunk=37)
+    monkeypatch.setattr(topology, "similarity", recorded)
+    assert retrieval(*points, matches, topology) == at_once
+    assert held / 2 < max(sizes) <= held and len(sizes) > 2
+
+
+def test_similarities_that_are_no_numbers_count_against_us_wherever_they_stand() -> None:
+    topology = TOPOLOGIES["inner"]
+    texts = torch.tensor([[3.0, 0, 0], [2, 0, 0], [1, 0, 0], [torch.nan, 0, 0]])[:, None]
+    query = torch.tensor([[[1.0, 0, 0]]])
+    # The best of two matches is first, yet a candidate is no number: it stands before.
+    assert best_ranks(query, texts, torch.tensor([[0, 0], [0, 2]]), topology).tolist() == [1]
+    # A match that is no number hides the others': every candidate that is no match stands before.
+    assert best_ranks(query, texts, torch.tensor([[0, 3], [0, 0]]), topology).tolist() == [2]
+
+
+@pytest.mark.parametrize("peer", [by_sorting, by_clip_benchmark])
+def test_without_ties_recall_is_that_of_the_peers(peer: Callable[[Tensor, Tensor], dict[str, float]]) -> None:
+    if peer is by_clip_benchmark:
+        pytest.importorskip("clip_benchmark")
+    images, texts, matches = noisy_pairs(400)
+    found = retrieval(images, texts, matches, parse_topology("sphere(512)"), KS)
+    theirs = peer(images, texts)
+    assert theirs == pytest.approx({name: found[name] for name in theirs}, abs=EXACT)
+    assert 0.2 < found["image_to_text_r@1"] < found["image_to_text_r@10"] < 1
 
 
 @laws

@@ -10,7 +10,7 @@ import pytest
 
 from oblique_clip import load
 from oblique_clip.config import DataConfig
-from oblique_clip.evaluate.tasks import evaluate_emoji
+from oblique_clip.evaluate.tasks import HeldOut, evaluate_emoji
 
 RESULTS = Path(__file__).parents[1] / "experiments" / "held_out_family"
 # Matrices are shipped in float16: a handful of the 4,793 pictures may change sides.
@@ -20,7 +20,7 @@ HALF_PRECISION = 0.003
 @pytest.mark.parametrize("form", ["sphere", "oblique"])
 def test_a_shipped_model_gives_the_committed_figures(form: str) -> None:
     committed = json.loads((RESULTS / f"{form}.json").read_text())["evaluation"]
-    found = evaluate_emoji(*load(f"tiny-{form}"), DataConfig())
+    found = evaluate_emoji(load(f"tiny-{form}"), HeldOut(DataConfig()))
     for part in ("family", "concepts"):
         for figure in ("top1", "top5"):
             assert found[part][figure] == pytest.approx(committed[part][figure], abs=HALF_PRECISION)

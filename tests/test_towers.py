@@ -333,3 +333,21 @@ def test_a_model_without_class_tokens_to_read_is_refused_by_name(name: str, word
     with pytest.raises(UserError, match=words) as caught:
         ImageTower(dataclasses.replace(TINY, timm_name=name), N, M)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [lambda arch: ImageTower(arch, N, M), lambda arch: OpenClipImageTower(arch, N * M)])
+def test_patch_dropout_leaves_tokens_and_a_share_of_the_patches_in_training_alone(
+    make: Callable[[Architecture], nn.Module],
+) -> None:
+    whole = make(dataclasses.replace(TINY, patch_size=8))
+    tower = make(dataclasses.replace(TINY, patch_size=8, patch_dropout=0.75))
+    tower.load_state_dict(whole.state_dict())
+    seen: list[int] = []
+    first = next(m for name, m in tower.named_modules() if name.endswith((".ln_1", ".norm1")))
+    first.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    batch = images(arch=TINY).float()
+    assert torch.equal(tower.eval()(batch), whole.eval()(batch))
+    once, again = tower.train()(batch), tower(batch)
+    assert relative_error(once, again) > CHANGED
+    tokens = tower.num_tokens
+    assert seen == [16 + tokens, 4 + tokens, 4 + tokens]

@@ -9,6 +9,7 @@ from pathlib import Path
 import geoopt
 import numpy as np
 import pytest
+import torch
 
 from oblique_clip import create_model, load, model_config
 from oblique_clip.ablate import AblateConfig, ablate
@@ -18,10 +19,12 @@ from oblique_clip.data.batches import MapBatches
 from oblique_clip.data.emoji import load_emoji
 from oblique_clip.data.splits import EmojiPairs
 from oblique_clip.errors import UserError
+from oblique_clip.evaluate import tasks
 from oblique_clip.model import preprocess_of
 from oblique_clip.optim import Optimizer
+from oblique_clip.step import train_step
 from oblique_clip.tokenizer import get_tokenizer
-from oblique_clip.train import train, train_step
+from oblique_clip.train import similarity_figures, train
 
 SMALL = Architecture(patch_size=16, vision_width=32, vision_layers=1, text_width=32, text_layers=1)
 # Few pictures and names, so that a validation takes a fraction of a second.
@@ -83,6 +86,27 @@ def test_every_kind_of_model_learns(model: ModelConfig, loss: LossConfig) -> Non
     assert curve[-1] < curve[0] / 2
 
 
+def test_similarities_are_averaged_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_model(small())
+    images, texts = model.topology.project(torch.randn(2, 10, 8, 16, dtype=torch.float64))
+    dense = model.topology.similarity(images, texts)
+    others = dense[~torch.eye(10, dtype=torch.bool)].mean()
+    expected = {"positive": dense.diagonal().mean().item(), "negative": others.item()}
+    expected["margin"] = expected["positive"] - expected["negative"]
+    for rows in (1, 4, 10, 1024):
+        monkeypatch.setattr("oblique_clip.train.ROWS", rows)
+        assert similarity_figures(model, images, texts) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_pixel_floor_of_a_run_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    counted = tasks.pixel_neighbour
+    monkeypatch.setattr(tasks, "pixel_neighbour", lambda *args: calls.append(1) or counted(*args))
+    result = train(config(tmp_path, small(), steps=1), quiet=True)
+    floors = [result[name]["family"]["pixel_floor"] for name in ("evaluation", "last_evaluation")]
+    assert len(calls) == 1 and floors[0] == floors[1]
+
+
 def test_class_tokens_that_are_points_move_and_stay_points(tmp_path: Path) -> None:
     train(config(tmp_path, small(class_tokens="oblique"), steps=20), quiet=True)
     model, _, _ = load(tmp_path)
@@ -129,6 +153,12 @@ def test_ablate_keeps_finished_runs_and_refuses_those_of_another_configuration(t
     page = (tmp_path / "report.html").read_text()
     assert "data:image/png" in page and "sphere(128)" in page and "<script" not in page
     before = (tmp_path / "sphere" / "result.json").stat().st_mtime_ns
+    assert ablate(arguments)["runs"] == first["runs"]
+    # A run of before a setting existed has it at its default.
+    saved = tmp_path / "sphere" / "config.json"
+    older = json.loads(saved.read_text())
+    del older["optim"]["micro_batch"]
+    saved.write_text(json.dumps(older))
     assert ablate(arguments)["runs"] == first["runs"]
     assert (tmp_path / "sphere" / "result.json").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="holds a run of another optim"):

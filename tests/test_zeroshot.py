@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from oblique_clip.bench.classifier import Builder, builders_of
 from oblique_clip.checkpoint import load, save_model
 from oblique_clip.config import Architecture, ModelConfig, model_config
 from oblique_clip.data.images import decode_square
@@ -132,6 +133,79 @@ def test_texts_encoded_together_are_those_encoded_one_by_one(model: DualEncoder)
     one_by_one = torch.cat([encode_texts(model, TOKENIZER, [text]) for text in texts])
     for size in (1, 3, 512):
         assert relative_error(encode_texts(model, TOKENIZER, texts, size), one_by_one) <= ORDER
+
+
+def counted(model: DualEncoder, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The batches of ids that the model is given from now on."""
+    batches: list[Tensor] = []
+    encode = model.encode_text
+
+    def encode_text(ids: Tensor) -> Tensor:
+        batches.append(ids)
+        return encode(ids)
+
+    monkeypatch.setattr(model, "encode_text", encode_text)
+    return batches
+
+
+@pytest.mark.parametrize("positions", [1, 20, 100])
+def test_batches_keep_to_their_positions_and_hold_little_padding(
+    positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = create_model(config_of("sphere(32)"))
+    batches = counted(model, monkeypatch)
+    texts = [" ".join("abcdefgh"[i % 7] for i in range(1 + count % 9)) + f" {count}" for count in range(300)]
+    encode_texts(model, TOKENIZER, texts, positions)
+    assert all(len(ids) == 1 or ids.numel() <= positions for ids in batches)
+    tokens = int((TOKENIZER(texts) != 0).sum())
+    assert sum(ids.numel() for ids in batches) <= 1.1 * tokens
+
+
+def test_equal_texts_are_encoded_once_and_get_equal_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that they tie exactly, wherever they stand."""
+    model = create_model(config_of("oblique(8,4)"))
+    batches = counted(model, monkeypatch)
+    found = encode_texts(model, TOKENIZER, ["dog", "cat", "a cat on a very long mat", "cat", "dog", "cat"], 12)
+    assert sum(map(len, batches)) == 3
+    assert torch.equal(found[1], found[3]) and torch.equal(found[1], found[5]) and torch.equal(found[0], found[4])
+    assert relative_error(found[0], found[1]) > ORDER
+
+
+def test_no_texts_give_no_points() -> None:
+    assert encode_texts(create_model(config_of("oblique(8,4)")), TOKENIZER, []).shape == (0, 4, 8)
+
+
+@pytest.fixture(scope="module")
+def builders() -> dict[str, Builder]:
+    return builders_of(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("peer", ["open_clip", "CLIP_benchmark"])
+def test_weights_on_a_sphere_are_those_of_the_peers(peer: str, builders: dict[str, Builder]) -> None:
+    if peer not in builders:
+        pytest.skip(f"{peer} is not installed")
+    names = ["tench", "Cardigan Welsh Corgi"]
+    assert relative_error(builders["ours"](names), builders[peer](names)) <= ORDER
+
+
+def test_a_template_may_be_a_function_of_the_name() -> None:
+    model = create_model(config_of("oblique(8,4)"))
+    found = build_classifier(
+        model, TOKENIZER, NAMES, [lambda name: f"a {name}.", "the {}", lambda name: f"{len(name)} letters"]
+    )
+    points = [encode_texts(model, TOKENIZER, [f"a {name}.", f"the {name}", f"{len(name)} letters"]) for name in NAMES]
+    assert relative_error(found, torch.stack([model.topology.mean(each) for each in points])) <= ORDER
+
+
+def test_a_classifier_does_not_depend_on_the_number_of_prompts_held_at_once(
+    model: DualEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = build_classifier(model, TOKENIZER, NAMES, TEMPLATES)
+    for prompts in (1, 7):
+        monkeypatch.setattr("oblique_clip.evaluate.zeroshot.PROMPTS", prompts)
+        batches = counted(model, monkeypatch)
+        assert relative_error(build_classifier(model, TOKENIZER, NAMES, TEMPLATES), at_once) <= ORDER
+        assert all(len(ids) <= max(prompts, len(TEMPLATES)) for ids in batches)
 
 
 def test_a_classifier_does_not_depend_on_the_order_of_names_or_templates(model: DualEncoder) -> None:

@@ -5,12 +5,11 @@ python -m experiments.held_out_family.ship runs/long
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 from oblique_clip.checkpoint import load, save_model
-from oblique_clip.config import TrainConfig, from_json
+from oblique_clip.config import read_run_config
 
 ASSETS = Path(__file__).parents[2] / "oblique_clip" / "data" / "assets"
 FORMS = ("sphere", "oblique")
@@ -20,9 +19,9 @@ def ship(runs: Path) -> None:
     """Write `tiny-<form>.safetensors` from each `<runs>/<form>`."""
     for form in FORMS:
         run = runs / form
-        config = from_json(TrainConfig, json.loads((run / "config.json").read_text()))
+        config = read_run_config(run)
         path = ASSETS / f"tiny-{form}.safetensors"
-        save_model(load(run)[0], config.model, path, config.data, half=True)
+        save_model(load(run).model, config.model, path, config.data, half=True)
         print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB")
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -71,7 +73,9 @@ def faster(suite: str, what: str, runs: dict[str, list[float]], peer: str, aim: 
     return Row(suite, what, ours, theirs, "s", peer, theirs / ours, aim, note, {k: runs[k] for k in ("ours", peer)})
 
 
-def interleaved(tasks: dict[str, Task], rounds: int, device: torch.device, warmup: int = 1) -> dict[str, list[float]]:
+def interleaved(
+    tasks: Mapping[str, Task], rounds: int, device: torch.device, warmup: int = 1
+) -> dict[str, list[float]]:
     """Seconds of each run of each task; in every round each task runs once, in an order that turns by one."""
     names = list(tasks)
     for _ in range(warmup):
@@ -104,6 +108,74 @@ def seconds_of(task: Task, device: torch.device) -> float:
 def _finish(device: torch.device) -> None:
     if device.type == "mps":
         torch.mps.synchronize()
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A task that lives in a process of its own, where nobody else's memory or settings reach it."""
+
+    make: Callable[..., Task]
+    """Importable by name; called there with `args`, which can be pickled."""
+    args: tuple[Any, ...] = ()
+
+
+def race(
+    rivals: Mapping[str, Rival], rounds: int, device: torch.device, warmup: int = 1
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """As `interleaved`, each rival in its own process; gives seconds, and what each run returned, as a number."""
+    with ExitStack() as stack:
+        lines = {name: stack.enter_context(_process(rival, device)) for name, rival in rivals.items()}
+        values: dict[str, list[float]] = {name: [] for name in rivals}
+        seconds: dict[str, list[float]] = {name: [] for name in rivals}
+        for name, line in lines.items():
+            _answer(line)
+            for _ in range(warmup):
+                line.send("go")
+                _answer(line)
+        names = list(rivals)
+        for turn in range(rounds):
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                lines[name].send("go")
+                taken, value = _answer(lines[name])
+                seconds[name].append(taken)
+                values[name].append(value)
+    return seconds, values
+
+
+@contextmanager
+def _process(rival: Rival, device: torch.device) -> Iterator[Connection]:
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    worker = context.Process(target=_serve, args=(there, rival, device, torch.get_num_threads()), daemon=True)
+    worker.start()
+    there.close()
+    try:
+        yield here
+    finally:
+        here.close()
+        worker.join()
+
+
+def _serve(line: Connection, rival: Rival, device: torch.device, threads: int) -> None:
+    torch.set_num_threads(threads)
+    task = rival.make(*rival.args)
+    result: list[Any] = []
+    line.send((0.0, 0.0))
+    while True:
+        try:
+            line.recv()
+        except EOFError:
+            return
+        taken = seconds_of(lambda: result.append(task()), device)
+        line.send((taken, float(result.pop())))
+
+
+def _answer(line: Connection) -> tuple[float, float]:
+    try:
+        taken, value = line.recv()
+    except EOFError as error:
+        raise RuntimeError("a measured process has died; what it said stands above") from error
+    return taken, value
 
 
 def apart(function: Callable[..., Any], *args: Any) -> Any:

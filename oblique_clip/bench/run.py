@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import platform
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from .measure import BenchConfig, Row
 # Suite: what it measures. Each is a module beside this one with `rows(config, device) -> list[Row]`.
 SUITES = {
     "step": "training step against open_clip's",
+    "profile": "where a step goes, and how near it comes to the machine's matrix products",
     "loss": "time and memory of the tiled losses against open_clip's",
     "optimizer": "optimiser step with points against AdamW and geoopt's RiemannianAdam",
     "classifier": "zero-shot classifier against open_clip's and CLIP_benchmark's",

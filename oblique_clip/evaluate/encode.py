@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -54,17 +54,32 @@ def encode_images(model: Encoder, squares: Iterable[Tensor], preprocess: Preproc
         points = [model.encode_image(preprocess.batch(batch.to(device))).cpu() for batch in squares]
     if not points:
         raise UserError("no picture could be read")
-    return torch.cat(points).clone()
+    return torch.cat(points)
 
 
-def encode_texts(model: Encoder, tokenizer: Tokenizer, texts: list[str], batch_size: int = 512) -> Tensor:
-    """Texts to points (N, *point_shape), in their order; encoded by length, so that short ones do not wait for long."""
-    ids = tokenizer(texts)
-    order = (ids != PAD_ID).sum(1).argsort(stable=True)
+def encode_texts(model: Encoder, tokenizer: Tokenizer, texts: Sequence[str], positions: int | None = None) -> Tensor:
+    """Texts to points (N, *point_shape), in their order; equal texts are encoded once and get equal points.
+
+    Args:
+        positions: tokens in a batch, padding included; texts of like length share one, so that little of it is padding.
+    """
+    number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    ids = tokenizer(list(number))
     with evaluating(model) as device:
-        points = torch.cat(
-            [model.encode_text(cut_to_longest(ids[rows]).to(device)).cpu() for rows in order.split(batch_size)]
-        )
-        restored = torch.empty_like(points)
-        restored[order] = points
-    return restored.clone()
+        # Small batches stay in a CPU's caches, large ones fill a GPU.
+        batches = _by_length(ids, positions or (2048 if device.type == "cpu" else 32768))
+        points = torch.cat([model.encode_text(cut_to_longest(ids[rows]).to(device)).cpu() for rows in batches])
+    place = torch.cat(batches).argsort()
+    return points[place[[number[text] for text in texts]]]
+
+
+def _by_length(ids: Tensor, positions: int) -> list[Tensor]:
+    """Row numbers of ids (N, L) in batches, the longest texts first; at least one row to a batch, and one batch."""
+    lengths = ((ids != PAD_ID) * torch.arange(1, ids.shape[1] + 1)).amax(1)
+    order = lengths.argsort(descending=True, stable=True)
+    batches, start = [], 0
+    while start < len(order):
+        longest = max(1, int(lengths[order[start]]))
+        batches.append(order[start : start + max(1, positions // longest)])
+        start += len(batches[-1])
+    return batches or [order]

@@ -10,6 +10,8 @@ from torch import Tensor
 from ..topology import Topology
 
 KS = (1, 5, 10)
+SCORES = 2**25
+"""Similarities held at once: 128 MiB in float32, and a few times that while a distance is made of inner products."""
 
 
 @torch.no_grad()
@@ -19,7 +21,7 @@ def retrieval(
     matches: Tensor,
     topology: Topology,
     ks: Sequence[int] = KS,
-    chunk: int = 1024,
+    chunk: int | None = None,
 ) -> dict[str, float]:
     """recall@k in [0, 1]: the share of queries with a match among the k most similar candidates.
 
@@ -49,20 +51,29 @@ def retrieval(
     return figures
 
 
-def best_ranks(queries: Tensor, candidates: Tensor, matches: Tensor, topology: Topology, chunk: int) -> Tensor:
+def best_ranks(
+    queries: Tensor, candidates: Tensor, matches: Tensor, topology: Topology, chunk: int | None = None
+) -> Tensor:
     """How many candidates stand before each query's best match, (N,); all of them where a query has no match.
 
     Args:
-        matches (P, 2): pairs of a query and a candidate.
+        matches (P, 2): pairs of a query and a candidate, no pair twice.
     """
+    # A geodesic similarity holds the angles of every sphere at once.
+    held = len(candidates) * (topology.m if topology.distance == "geodesic" else 1)
+    chunk = chunk or max(1, SCORES // max(1, held))
     ranks = []
-    for rows in torch.arange(len(queries)).split(chunk):
-        scores = topology.similarity(queries[rows], candidates)
-        own = matches[(matches[:, 0] >= rows[0]) & (matches[:, 0] <= rows[-1])]
-        match = torch.zeros_like(scores, dtype=torch.bool)
-        match[own[:, 0] - rows[0], own[:, 1]] = True
-        best = scores.masked_fill(~match, -torch.inf).amax(1, keepdim=True)
-        ranks.append((~(scores < best) & ~match).sum(1))
+    for start in range(0, len(queries), chunk):
+        scores = topology.similarity(queries[start : start + chunk], candidates)
+        rows, columns = matches[(matches[:, 0] >= start) & (matches[:, 0] < start + chunk)].unbind(1)
+        rows = rows - start
+        own = scores[rows, columns]
+        best = scores.new_full((len(scores),), -torch.inf).scatter_reduce(0, rows, own, "amax")
+        # The best match and those equal to it do not stand before it. No number is below, or above, one that is none.
+        matched = torch.bincount(rows[~(own < best[rows])], minlength=len(scores))
+        # In place, as ones and zeros whose sum is exact in float32 up to 2**24 candidates.
+        below = scores.lt_(best[:, None]).sum(1).long()
+        ranks.append(len(candidates) - below - matched)
     return torch.cat(ranks)
 
 

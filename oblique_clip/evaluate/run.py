@@ -26,7 +26,7 @@ from ..device import pick_device, versions
 from ..errors import UserError
 from .encode import encode_images, encode_texts
 from .retrieval import retrieval
-from .tasks import evaluate_emoji
+from .tasks import HeldOut, evaluate_emoji
 from .zeroshot import PLAIN, build_classifier, classification
 
 CHUNK = 256
@@ -62,7 +62,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise UserError(f"{config.out} is a run folder, whose result.json would be lost: give another --out")
     loaded = load(config.model, pick_device(config.device))
     if config.data == "emoji":
-        figures = evaluate_emoji(*loaded, data_of(config.model), read_templates(config.templates))
+        figures = evaluate_emoji(loaded, HeldOut(data_of(config.model)), read_templates(config.templates))
     elif Path(config.data).is_dir():
         figures = evaluate_folder(loaded, Path(config.data), read_templates(config.templates))
     elif is_shards(config.data):

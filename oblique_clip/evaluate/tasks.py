@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,27 +13,45 @@ from torch import Tensor
 from ..config import DataConfig
 from ..data.batches import caption_group
 from ..data.emoji import EmojiSet, Record
-from ..data.images import Preprocess
 from ..data.splits import split_emoji
-from ..tokenizer import Tokenizer
-from .encode import Encoder, encode_images, encode_texts
+from .encode import encode_images, encode_texts
 from .floors import pixel_neighbour, thumbnails
 from .retrieval import group_matches, retrieval
 from .zeroshot import PLAIN, build_classifier, classification, rank_figures
+
+if TYPE_CHECKING:
+    from ..checkpoint import Loaded
 
 CHUNK = 256
 FLAGS = "flags"
 NOT_EMOJI = "openclipart"
 
 
-def evaluate_emoji(
-    model: Encoder,
-    preprocess: Preprocess,
-    tokenizer: Tokenizer,
-    config: DataConfig,
-    templates: Sequence[str] = PLAIN,
-) -> dict[str, Any]:
-    """Every evaluation of the shipped set that `config` held out of training.
+class HeldOut:
+    """What a `DataConfig` keeps of the shipped set to judge models by; any number of models can share it.
+
+    Raises:
+        UserError: see `split_emoji`.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.splits = split_emoji(config)
+
+    @cached_property
+    def pixel_ranks(self) -> Tensor:
+        """Rank (N,) that the nearest training pictures give to each test picture's own name, the pixel floor."""
+        test, train = self.splits.test, self.splits.train
+        names, labels = _labels(test)
+        place = {name: i for i, name in enumerate(names)}
+        known = train.select(np.array([record.concept in place for record in train.records]))
+        known_labels = torch.tensor([place[record.concept] for record in known.records])
+        return pixel_neighbour(
+            thumbnails(_squares(test)), labels, thumbnails(_squares(known)), known_labels, len(names)
+        )
+
+
+def evaluate_emoji(loaded: Loaded, held_out: HeldOut, templates: Sequence[str] = PLAIN) -> dict[str, Any]:
+    """Every evaluation of the shipped set that was held out of training.
 
     Args:
         templates: prompts for the names that pictures are classified among.
@@ -43,26 +62,21 @@ def evaluate_emoji(
         pictures; `concepts`: zero-shot figures of emoji that training never named, among the names of those alone
         (no neighbour in pixels can name them: their floor is chance).
     """
-    splits = split_emoji(config)
+    splits = held_out.splits
     report: dict[str, Any] = {}
     if len(splits.test):
-        points = encode_images(model, _squares(splits.test), preprocess)
-        report["family"] = _family(model, tokenizer, points, splits.test, splits.train, templates)
-        report["retrieval"] = _retrieval(model, tokenizer, points, splits.test)
+        points = encode_images(loaded.model, _squares(splits.test), loaded.preprocess)
+        report["family"] = _family(loaded, points, held_out, templates)
+        report["retrieval"] = _retrieval(loaded, points, splits.test)
     concepts = splits.concepts.select(_where(splits.concepts, lambda record: record.family != NOT_EMOJI).numpy())
     if len(concepts):
-        report["concepts"] = zero_shot_emoji(model, preprocess, tokenizer, concepts, templates)
+        report["concepts"] = zero_shot_emoji(loaded, concepts, templates)
     return report
 
 
-def zero_shot_emoji(
-    model: Encoder,
-    preprocess: Preprocess,
-    tokenizer: Tokenizer,
-    emoji: EmojiSet,
-    templates: Sequence[str] = PLAIN,
-) -> dict[str, Any]:
+def zero_shot_emoji(loaded: Loaded, emoji: EmojiSet, templates: Sequence[str] = PLAIN) -> dict[str, Any]:
     """Zero-shot figures of the pictures of `emoji` among its own concept names."""
+    model, preprocess, tokenizer = loaded
     names, labels = _labels(emoji)
     points = encode_images(model, _squares(emoji), preprocess)
     classifier = build_classifier(model, tokenizer, names, templates)
@@ -70,32 +84,28 @@ def zero_shot_emoji(
     return {**figures, "images": len(emoji), "classes": len(names)}
 
 
-def validation_score(
-    model: Encoder, preprocess: Preprocess, tokenizer: Tokenizer, config: DataConfig
-) -> dict[str, float] | None:
-    """Zero-shot figures on the validation families, the deciding one first; None where the data has none."""
-    if config.data != "emoji" or not config.val_families:
+def validation_score(loaded: Loaded, held_out: HeldOut) -> dict[str, float] | None:
+    """Zero-shot figures on the validation families, the deciding one first; None where there are none."""
+    if not len(held_out.splits.val):
         return None
-    figures = zero_shot_emoji(model, preprocess, tokenizer, split_emoji(config).val)
+    figures = zero_shot_emoji(loaded, held_out.splits.val)
     return {name: figures[name] for name in ("top1", "top5", "mean_per_class")}
 
 
-def _family(
-    model: Encoder, tokenizer: Tokenizer, points: Tensor, test: EmojiSet, train: EmojiSet, templates: Sequence[str]
-) -> dict[str, Any]:
+def _family(loaded: Loaded, points: Tensor, held_out: HeldOut, templates: Sequence[str]) -> dict[str, Any]:
+    test, floor = held_out.splits.test, held_out.pixel_ranks
     names, labels = _labels(test)
-    classifier = build_classifier(model, tokenizer, names, templates)
-    known = {record.concept for record in train.records}
+    classifier = build_classifier(loaded.model, loaded.tokenizer, names, templates)
+    known = {record.concept for record in held_out.splits.train.records}
     parts = {
         "known_names": _where(test, lambda record: record.concept in known),
         "without_flags": _where(test, lambda record: record.group != FLAGS),
     }
     sources = dict.fromkeys(record.source for record in test.records)
     parts |= {source: _where(test, _from_source(source)) for source in sources}
-    floor = _pixel_ranks(test, train)
 
     def figures(keep: Tensor) -> dict[str, Any]:
-        model_figures = classification(points[keep], labels[keep], classifier, model.topology)
+        model_figures = classification(points[keep], labels[keep], classifier, loaded.model.topology)
         return {
             **model_figures,
             "images": int(keep.sum()),
@@ -110,21 +120,13 @@ def _family(
     }
 
 
-def _retrieval(model: Encoder, tokenizer: Tokenizer, points: Tensor, test: EmojiSet) -> dict[str, float]:
+def _retrieval(loaded: Loaded, points: Tensor, test: EmojiSet) -> dict[str, float]:
     captions = list({caption_group(record.caption): record.caption for record in test.records}.values())
-    texts = encode_texts(model, tokenizer, captions)
+    texts = encode_texts(loaded.model, loaded.tokenizer, captions)
     image_groups = torch.tensor([caption_group(record.caption) for record in test.records])
     text_groups = torch.tensor([caption_group(caption) for caption in captions])
-    figures = retrieval(points, texts, group_matches(image_groups, text_groups), model.topology)
+    figures = retrieval(points, texts, group_matches(image_groups, text_groups), loaded.model.topology)
     return {**figures, "captions": len(captions)}
-
-
-def _pixel_ranks(test: EmojiSet, train: EmojiSet) -> Tensor:
-    names, labels = _labels(test)
-    place = {name: i for i, name in enumerate(names)}
-    known = train.select(np.array([record.concept in place for record in train.records]))
-    known_labels = torch.tensor([place[record.concept] for record in known.records])
-    return pixel_neighbour(thumbnails(_squares(test)), labels, thumbnails(_squares(known)), known_labels, len(names))
 
 
 def _squares(emoji: EmojiSet) -> Iterator[Tensor]:

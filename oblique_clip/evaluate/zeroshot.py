@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,17 +19,21 @@ if TYPE_CHECKING:
 
     from ..checkpoint import Loaded
 
+Template = str | Callable[[str], str]
 PLAIN: tuple[str, ...] = ("{}",)
+PROMPTS = 16384
+"""Prompts of a classifier held at once: enough to fill batches of like length, whatever the number of classes."""
 
 
 @torch.no_grad()
 def build_classifier(
-    model: Encoder, tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str] = PLAIN
+    model: Encoder, tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[Template] = PLAIN
 ) -> Tensor:
     """One point a class, (K, *point_shape): the mean, on the manifold, of the class's prompts.
 
     Args:
-        templates: each with one `{}` for the name (Radford et al. 2021, 3.1.4).
+        templates: each with one `{}` for the name (Radford et al. 2021, 3.1.4), or a function of the name, as
+            open_clip's are.
 
     Raises:
         UserError: without names or templates, or for a template without `{}`.
@@ -39,11 +43,19 @@ def build_classifier(
     if not names or not templates:
         raise UserError("zero-shot classification needs at least one class name and one template")
     for template in templates:
-        if "{}" not in template:
+        if isinstance(template, str) and "{}" not in template:
             raise UserError(f"template {template!r} has no {{}} for the class name")
-    prompts = [template.replace("{}", name) for template in templates for name in names]
-    points = encode_texts(model, tokenizer, prompts)
-    return model.topology.mean(points.unflatten(0, (len(templates), len(names))))
+    together = max(1, PROMPTS // len(templates))
+    means = []
+    for start in range(0, len(names), together):
+        part = names[start : start + together]
+        points = encode_texts(model, tokenizer, [_prompt(template, name) for template in templates for name in part])
+        means.append(model.topology.mean(points.unflatten(0, (len(templates), len(part)))))
+    return torch.cat(means)
+
+
+def _prompt(template: Template, name: str) -> str:
+    return template.replace("{}", name) if isinstance(template, str) else template(name)
 
 
 @torch.no_grad()

@@ -1,0 +1,95 @@
+"""Zero-shot classifier of ImageNet's names and OpenAI's templates, against open_clip's and CLIP_benchmark's."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..evaluate.zeroshot import build_classifier
+from ..model import from_open_clip
+from ..tokenizer import get_tokenizer
+from .measure import BenchConfig, Row, Task, faster, interleaved
+
+Builder = Callable[[list[str]], Tensor]
+
+PART = 25
+"""Names of the usual run; a full one takes all 1,000."""
+TOLERANCE = 1e-5
+"""Relative difference (Frobenius) up to which two classifiers are the same."""
+
+
+def rows(config: BenchConfig, device: torch.device) -> list[Row]:
+    """Seconds of each library's classifier on one text tower; the notes say how far their weights are apart."""
+    import open_clip
+
+    every: list[str] = open_clip.IMAGENET_CLASSNAMES
+    names = every if config.full else every[:: len(every) // PART]
+    builders = builders_of(device)
+    weights: dict[str, Tensor] = {}
+
+    def task(name: str) -> Task:
+        def build() -> None:
+            weights[name] = builders[name](names)
+
+        return build
+
+    # A few names warm each of them up: the full size takes the peers minutes, and runs once.
+    for build in builders.values():
+        build(every[:3])
+    rounds = 1 if config.full else config.rounds
+    runs = interleaved({name: task(name) for name in builders}, rounds, device, warmup=0)
+    what = f"classifier, {len(names):,} names x {len(open_clip.OPENAI_IMAGENET_TEMPLATES)} templates"
+    return [
+        faster("classifier", what, runs, peer, ">= 5", _difference(weights["ours"], weights[peer], peer))
+        for peer in builders
+        if peer != "ours"
+    ]
+
+
+def builders_of(device: torch.device) -> dict[str, Builder]:
+    """Class names to weights (512, K), of each library installed here; one text tower for all."""
+    import open_clip
+
+    peer, tokenizer = _model().to(device).eval(), get_tokenizer("clip", 77)
+    model = from_open_clip(peer).to(device).eval()
+    templates = open_clip.OPENAI_IMAGENET_TEMPLATES
+    builders: dict[str, Builder] = {
+        "ours": lambda names: build_classifier(model, tokenizer, names, templates).flatten(1).T,
+        "open_clip": lambda names: open_clip.build_zero_shot_classifier(
+            peer, tokenizer, names, templates, device=device
+        ).cpu(),
+    }
+    try:
+        from clip_benchmark.metrics.zeroshot_classification import zero_shot_classifier
+    except ImportError:
+        print("  CLIP_benchmark is left out: pip install clip_benchmark")
+        return builders
+    texts = [template("{c}") for template in templates]
+
+    def clip_benchmarks(names: list[str]) -> Tensor:
+        # Its progress bar is no part of the table; its autocast would give other weights.
+        with contextlib.redirect_stderr(io.StringIO()):
+            return zero_shot_classifier(peer, tokenizer, names, texts, device.type, amp=False).cpu()
+
+    return {**builders, "CLIP_benchmark": clip_benchmarks}
+
+
+def _model() -> Any:
+    import open_clip
+
+    vision = {"image_size": 64, "patch_size": 8, "width": 192, "layers": 6, "head_width": 64}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 192, "heads": 3, "layers": 6}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return open_clip.CLIP(512, vision, text)
+
+
+def _difference(ours: Tensor, theirs: Tensor, peer: str) -> str:
+    difference = float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+    verdict = "within" if difference <= TOLERANCE else "MORE THAN"
+    return f"weights differ from {peer}'s by {difference:.1e}, {verdict} {TOLERANCE:.0e}"

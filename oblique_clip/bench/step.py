@@ -1,0 +1,288 @@
+"""A training step against open_clip's own: the same weights, pictures and captions, the same losses.
+
+Everything of the reference is open_clip's: `CLIP` of 64 px, patch 8, width 192, 6 layers and 3 heads a tower, embedding
+512, context 77; `ClipLoss`; torch's AdamW as its trainer calls it. Ours starts from the same weights
+(`from_open_clip`) and takes the step that `train` takes. Each rival lives in a process of its own; ours keeps freed
+memory there, as `train` does (`keep_freed_memory`), and one row gives open_clip the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import DataConfig, ModelConfig, OptimConfig, model_config
+from ..data.batches import Batch
+from ..data.sources import open_training_data
+from ..device import keep_freed_memory
+from ..model import DualEncoder, create_model, from_open_clip, preprocess_of
+from ..optim import Optimizer, is_decayed
+from ..step import train_step
+from ..tokenizer import PAD_ID, get_tokenizer
+from .measure import BenchConfig, Rival, Row, faster, race, seconds_of
+
+Captions = Literal["name", "keywords"]
+Step = Callable[[], Tensor]
+
+BATCH = 128
+CONTEXT = 77
+STEPS = 20
+LR = 5e-4
+WEIGHT_DECAY = 0.1
+# Nobody's schedule: so long that the rate stays what it is.
+ENDLESS = 10**9
+
+
+def rows(config: BenchConfig, device: torch.device) -> list[Row]:
+    """All rows of the suite; minutes on two cores."""
+    return [
+        *_in_float32(device),
+        *_in_bfloat16(config.rounds, device),
+        *_on_long_captions(config.rounds, device),
+        *_of_tokens(config.rounds, device),
+        *_with_flags(config, device),
+    ]
+
+
+class Pairs:
+    """The first batches of the shipped pairs, on the CPU; captions are cut to the longest of their batch."""
+
+    def __init__(self, captions: Captions) -> None:
+        data = DataConfig(captions=captions, augment=False)
+        source = open_training_data(data, get_tokenizer("clip", CONTEXT), BATCH, 64, seed=0)
+        self.batches: list[Batch] = list(itertools.islice(source.batches(), STEPS))
+        lengths = torch.cat([(batch.ids != PAD_ID).sum(1) for batch in self.batches]).double()
+        self.mean, self.longest = lengths.mean().item(), int(lengths.max())
+        self.cut = statistics.mean(batch.ids.shape[1] for batch in self.batches)
+
+    def forever(self) -> Iterator[Batch]:
+        return itertools.cycle(self.batches)
+
+
+@lru_cache
+def shipped(captions: Captions) -> Pairs:
+    return Pairs(captions)
+
+
+def open_clip_model(context: int = CONTEXT) -> Any:
+    """The reference with weights of seed 0; a shorter context has the first positions of the full one."""
+    from open_clip.model import CLIP
+
+    torch.manual_seed(0)
+    vision = {"image_size": 64, "patch_size": 8, "width": 192, "layers": 6, "head_width": 64}
+    text = {"vocab_size": 49408, "width": 192, "heads": 3, "layers": 6}
+    full = CLIP(512, vision, {**text, "context_length": CONTEXT})
+    if context == CONTEXT:
+        return full
+    short = CLIP(512, vision, {**text, "context_length": context})
+    weights = full.state_dict()
+    weights["positional_embedding"] = weights["positional_embedding"][:context]
+    short.load_state_dict(weights)
+    return short
+
+
+def their_step(
+    device: torch.device, captions: Captions = "name", precision: str = "float32", context: int = CONTEXT, *,
+    keep: bool = False,
+) -> Step:  # fmt: skip
+    """A step of open_clip's, on pictures that are ready and captions padded to its context."""
+    from open_clip.loss import ClipLoss
+
+    if keep:
+        keep_freed_memory()
+    preprocess = preprocess_of(from_open_clip(open_clip_model()))
+    model, loss_function = open_clip_model(context).to(device).train(), ClipLoss()
+    inputs = itertools.cycle(
+        [
+            (preprocess.batch(batch.squares).to(device), _padded(batch.ids, context).to(device))
+            for batch in shipped(captions).batches
+        ]
+    )
+    named = list(model.named_parameters())
+    # Positions are not decayed, as ours are not; by open_clip's trainer they would be, and the losses drift apart.
+    groups = [
+        {"params": [p for name, p in named if is_decayed(name, p)], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for name, p in named if not is_decayed(name, p)], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.98), eps=1e-6)
+
+    def step() -> Tensor:
+        images, ids = next(inputs)
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            image_features, text_features, scale = model(images, ids)
+            loss: Tensor = loss_function(image_features, text_features, scale)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
+        return loss.detach()
+
+    return step
+
+
+def their_step_keeping_memory(device: torch.device) -> Step:
+    """The same in a process that keeps freed memory."""
+    return their_step(device, keep=True)
+
+
+def _padded(ids: Tensor, context: int) -> Tensor:
+    return F.pad(ids, (0, context - ids.shape[1]), value=PAD_ID)
+
+
+def same_step(device: torch.device, captions: Captions = "name", precision: str = "float32") -> Step:
+    """Our step on open_clip's model and weights."""
+    return our_step(device, from_open_clip(open_clip_model()), captions, precision)
+
+
+def preset_step(device: torch.device, preset: ModelConfig, compiled: bool = False) -> Step:
+    """Our step on a preset of ours."""
+    torch.manual_seed(0)
+    model = create_model(preset)
+    if compiled:
+        model.visual.compile()
+    return our_step(device, model)
+
+
+def our_step(device: torch.device, model: DualEncoder, captions: Captions = "name", precision: str = "float32") -> Step:
+    """A step of `train`, from uint8 pictures and cut captions."""
+    keep_freed_memory()
+    model.to(device).train()
+    optimizer = Optimizer(model, OptimConfig(lr=LR, warmup=0, weight_decay=WEIGHT_DECAY, clip_grad=0), ENDLESS)
+    preprocess, batches = preprocess_of(model), shipped(captions).forever()
+
+    def step() -> Tensor:
+        batch = next(batches)
+        images = preprocess.batch(batch.squares.to(device))
+        loss, _, _ = train_step(model, images, batch.ids.to(device), None, "info_nce", precision)
+        optimizer.step()
+        model.temperature.update(0.0)
+        return loss
+
+    return step
+
+
+def _in_float32(device: torch.device) -> list[Row]:
+    pairs = shipped("name")
+    rivals = {
+        "ours": Rival(same_step, (device,)),
+        "open_clip": Rival(their_step, (device,)),
+        "open_clip, keeping memory": Rival(their_step_keeping_memory, (device,)),
+        f"open_clip, cut to {pairs.longest}": Rival(their_step, (device, "name", "float32", pairs.longest)),
+    }
+    runs, losses = race(rivals, STEPS, device, warmup=0)
+    own = losses["ours"]
+    apart = max(abs(a - b) for other in losses.values() for a, b in zip(own, other, strict=True))
+    note = (
+        f"losses of {STEPS} steps, from {own[0]:.3f} to {own[-1]:.3f}, apart by at most {apart:.1e} (aim 1e-4); "
+        f"captions of {pairs.mean:.1f} tokens, the longest {pairs.longest}"
+    )
+    aims = ("", ">= 2.5", "", ">= 1.2")
+    return [
+        faster("step", "float32", runs, name, aim, note if name == "open_clip" else "")
+        for name, aim in zip(rivals, aims, strict=True)
+        if name != "ours"
+    ]
+
+
+def _in_bfloat16(rounds: int, device: torch.device) -> list[Row]:
+    longest = shipped("name").longest
+    rivals = {
+        "ours": Rival(same_step, (device, "name", "bf16")),
+        "open_clip in float32": Rival(their_step, (device,)),
+        "open_clip in bf16": Rival(their_step, (device, "name", "bf16")),
+        f"open_clip in bf16, cut to {longest}": Rival(their_step, (device, "name", "bf16", longest)),
+    }
+    runs, _ = race(rivals, rounds, device, warmup=2)
+    return [
+        faster("step", "bf16", runs, name, ">= 4" if name == "open_clip in float32" else "")
+        for name in rivals
+        if name != "ours"
+    ]
+
+
+def _on_long_captions(rounds: int, device: torch.device) -> list[Row]:
+    pairs = shipped("keywords")
+    cut = f"open_clip, cut to {pairs.longest}"
+    rivals = {
+        "ours": Rival(same_step, (device, "keywords")),
+        "open_clip": Rival(their_step, (device, "keywords")),
+        cut: Rival(their_step, (device, "keywords", "float32", pairs.longest)),
+    }
+    runs, _ = race(rivals, rounds, device)
+    note = f"names with keywords, {pairs.mean:.1f} tokens, the longest {pairs.longest}"
+    return [
+        faster("step", "float32, long captions", runs, "open_clip", note=note),
+        faster("step", "float32, long captions", runs, cut),
+    ]
+
+
+@dataclass(frozen=True)
+class _Positions:
+    """Positions of a pair in both towers, its caption as long as its batch's longest."""
+
+    patches: int
+    caption: float
+
+    def __call__(self, tokens: int) -> float:
+        return self.patches + tokens + self.caption + tokens
+
+
+def _of_tokens(rounds: int, device: torch.device) -> list[Row]:
+    """What sixteen tokens cost, beside what their number predicts, and what the head is of it."""
+    sphere, oblique = (model_config("small", form) for form in ("sphere", "oblique"))
+    rivals = {
+        "sphere": Rival(preset_step, (device, sphere)),
+        "oblique": Rival(preset_step, (device, oblique)),
+        "head": Rival(head_step, (device,)),
+    }
+    runs, _ = race(rivals, 2 * rounds, device, warmup=2)
+    one, sixteen, head = (statistics.median(runs[name]) for name in rivals)
+    positions = _Positions((64 // 8) ** 2, shipped("name").cut)
+    predicted = positions(16) / positions(1)
+    note = (
+        f"{positions(16):.1f} positions a pair for {positions(1):.1f}: predicted {predicted:.3f}, "
+        f"measured {sixteen / one:.3f}"
+    )
+    return [
+        Row("step", "oblique(32,16)", sixteen, one * predicted, "s", "sphere(512) x ratio of positions",
+            sixteen / (one * predicted), "<= 1.1", note, runs),
+        Row("step", "project and similarity", head, sixteen, "s", "step of oblique(32,16)",
+            head / sixteen, "<= 0.03", "forward and backward"),
+    ]  # fmt: skip
+
+
+def head_step(device: torch.device) -> Step:
+    """Features of both towers to similarities and back, on oblique(32,16)."""
+    topology = create_model(model_config("small", "oblique")).topology.to(device)
+    features = [torch.randn(BATCH, 16, 32, device=device, requires_grad=True) for _ in range(2)]
+
+    def step() -> Tensor:
+        total = topology.similarity(*(topology.project(part) for part in features)).sum()
+        torch.autograd.grad(total, features)
+        return total.detach()
+
+    return step
+
+
+def _with_flags(config: BenchConfig, device: torch.device) -> list[Row]:
+    """What the flags buy: half of the patches dropped and, in a full run, a compiled image tower."""
+    preset = model_config("small", "sphere")
+    dropped = replace(preset, arch=replace(preset.arch, patch_dropout=0.5))
+    plain = Rival(preset_step, (device, preset))
+    runs, _ = race({"ours": Rival(preset_step, (device, dropped)), "without": plain}, config.rounds, device)
+    found = [faster("step", "--patch-dropout 0.5", runs, "without", note="less work, not the same numbers")]
+    if config.full:
+        first = seconds_of(preset_step(device, preset, True), device)
+        runs, _ = race({"ours": Rival(preset_step, (device, preset, True)), "without": plain}, config.rounds, device)
+        found.append(faster("step", "--compile", runs, "without", note=f"first step {first:.0f} s"))
+    return found
