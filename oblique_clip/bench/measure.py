@@ -127,7 +127,7 @@ def race(
         lines = {name: stack.enter_context(_process(rival, device)) for name, rival in rivals.items()}
         values: dict[str, list[float]] = {name: [] for name in rivals}
         seconds: dict[str, list[float]] = {name: [] for name in rivals}
-        for name, line in lines.items():
+        for line in lines.values():
             _answer(line)
             for _ in range(warmup):
                 line.send("go")

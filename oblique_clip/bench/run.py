@@ -22,6 +22,7 @@ SUITES = {
     "step": "training step against open_clip's",
     "profile": "where a step goes, and how near it comes to the machine's matrix products",
     "loss": "time and memory of the tiled losses against open_clip's",
+    "micro": "a large batch by micro-batches against the same in one piece",
     "optimizer": "optimiser step with points against AdamW and geoopt's RiemannianAdam",
     "classifier": "zero-shot classifier against open_clip's and CLIP_benchmark's",
     "retrieval": "recall@k against scoring and sorting the whole matrix",
@@ -40,6 +41,8 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         raise UserError(f"unknown suite {unknown[0]!r}; there is {', '.join(SUITES)}")
     check_ranges(config)
     device = pick_device(config.device)
+    # For the processes of single measurements: geoopt's use of torch is nothing that a reader of figures could mend.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     if config.threads:
         torch.set_num_threads(config.threads)
     report: dict[str, Any] = {"format_version": 1, "machine": machine(device), "rows": []}
