@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import re
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -84,11 +85,14 @@ def _version(package: str) -> str | None:
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    facts = dict(re.findall(r"^(model name|cpu family|model)\s*: (.+)$", info.read_text().split("\n\n")[0], re.M))
+    # A rented machine often tells its maker alone; family and model say which generation it is.
+    numbers = ", ".join(
+        f"{name} {facts[key]}" for name, key in (("family", "cpu family"), ("model", "model")) if key in facts
+    )
+    return f"{facts.get('model name', platform.machine())} ({numbers})" if numbers else platform.machine()
 
 
 def print_rows(rows: list[Row], where: dict[str, Any]) -> None:
@@ -112,7 +116,8 @@ def print_rows(rows: list[Row], where: dict[str, Any]) -> None:
             console.print(f"{row.what}: {row.note}", style="dim", highlight=False)
     versions_text = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     console.print(
-        f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, {where['device']}; {versions_text}"
+        f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, {where['instructions']}, "
+        f"{where['device']}; {versions_text}"
     )
 
 

@@ -1,0 +1,113 @@
+"""What the bench promises: each rival alone, ratios the right way round, memory that is really taken, all in JSON."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from oblique_clip.bench.measure import (
+    BenchConfig,
+    Rival,
+    Row,
+    Task,
+    apart,
+    extra_memory_mib,
+    faster,
+    interleaved,
+    race,
+)
+from oblique_clip.bench.run import SUITES, bench
+from oblique_clip.bench.step import Pairs, open_clip_model, same_step, their_step
+from oblique_clip.errors import UserError
+
+CPU = torch.device("cpu")
+SAME_LOSS = 1e-4
+"""What the issue of equal steps allows; a few roundings of float32 are 1e-6."""
+
+
+def sleeper(seconds: float) -> Task:
+    """Sleeps so long, and tells its process."""
+
+    def task() -> int:
+        time.sleep(seconds)
+        return os.getpid()
+
+    return task
+
+
+def taken_mib() -> float:
+    return extra_memory_mib(lambda: torch.ones(200 * 2**18).sum(), CPU)
+
+
+def test_each_rival_runs_in_a_process_of_its_own_and_is_timed_there() -> None:
+    runs, values = race({"slow": Rival(sleeper, (0.2,)), "quick": Rival(sleeper, (0.01,))}, 3, CPU)
+    assert min(runs["slow"]) >= 0.2 > max(runs["quick"]) >= 0.01
+    (slow,), (quick,) = set(values["slow"]), set(values["quick"])
+    assert len({slow, quick, os.getpid()}) == 3
+
+
+def test_rounds_interleave_and_no_rival_is_always_first() -> None:
+    order: list[str] = []
+    runs = interleaved({name: lambda name=name: order.append(name) for name in "abc"}, 3, CPU, warmup=0)
+    assert "".join(order) == "abcbcacab"
+    assert {name: len(times) for name, times in runs.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_the_median_counts_and_the_ratio_says_how_many_times_faster() -> None:
+    row = faster("step", "x", {"ours": [9.0, 1.0, 2.0], "peer": [6.0, 5.0, 100.0]}, "peer", ">= 2.5")
+    assert (row.ours, row.peer, row.ratio, row.reached) == (2.0, 6.0, 3.0, True)
+
+
+@pytest.mark.parametrize("aim, ratio, reached", [
+    (">= 2.5", 2.5, True), (">= 2.5", 2.49, False), ("<= 1.1", 1.1, True), ("<= 1.1", 1.11, False), ("", 9.0, None),
+])  # fmt: skip
+def test_an_aim_is_reached_or_not(aim: str, ratio: float, reached: bool | None) -> None:
+    assert Row("s", "w", 1, 1, "s", "p", ratio, aim).reached is reached
+
+
+def test_memory_is_what_was_taken_beyond_what_stood_before() -> None:
+    assert apart(taken_mib) == pytest.approx(200, abs=20)
+
+
+def test_the_reference_with_a_shorter_context_is_the_reference() -> None:
+    """On captions that fit: what a cut context drops is padding."""
+    ids = torch.nn.functional.pad(torch.tensor([[49406, 320, 1125, 49407], [49406, 2368, 49407, 0]]), (0, 15))
+    whole, cut = open_clip_model().eval(), open_clip_model(19).eval()
+    with torch.inference_mode():
+        expected = whole.encode_text(torch.nn.functional.pad(ids, (0, 77 - 19)), normalize=True)
+        assert torch.allclose(cut.encode_text(ids, normalize=True), expected, atol=1e-6)
+
+
+def test_our_step_has_the_losses_of_open_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps of eight pairs; the bench compares twenty of 128."""
+    monkeypatch.setattr("oblique_clip.bench.step.BATCH", 8)
+    monkeypatch.setattr("oblique_clip.bench.step.STEPS", 3)
+    pairs = Pairs("name")
+    monkeypatch.setattr("oblique_clip.bench.step.shipped", lambda captions: pairs)
+    steps = [same_step(CPU), their_step(CPU), their_step(CPU, context=pairs.longest)]
+    for _ in range(3):
+        own, *others = (float(step()) for step in steps)
+        assert others == pytest.approx([own, own], abs=SAME_LOSS)
+
+
+def test_a_run_writes_every_figure_and_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new" / "bench.json"
+    bench(BenchConfig(only=("start",), rounds=1, json=str(path)))
+    report = json.loads(path.read_text())
+    printed = capsys.readouterr().out
+    assert report["machine"]["versions"]["torch"] in printed
+    assert report["rows"] and {row["suite"] for row in report["rows"]} == {"start"}
+    assert all(row["runs"] for row in report["rows"])
+    assert all(f"{row['ratio']:.2f}" in printed for row in report["rows"])
+
+
+def test_every_suite_is_there_and_others_are_refused() -> None:
+    import importlib
+
+    for name in SUITES:
+        assert callable(importlib.import_module(f"oblique_clip.bench.{name}").rows)
+    with pytest.raises(UserError, match="unknown suite 'stepp'; there is step"):
+        bench(BenchConfig(only=("stepp",)))
