@@ -82,7 +82,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "missing model": (["evaluate", "nowhere"], "no such checkpoint or run folder: nowhere"),
     "no finished run": (["report", "nowhere"], "nowhere is no finished run"),
     "all patches dropped": (["train", "--patch-dropout", "1"], "--patch-dropout must lie in [0, 1)"),
-    "unknown suite": (["bench", "--only", "steps"], "unknown suite 'steps'; there is step, profile, loss"),
+    "unknown suite": (["bench", "--only", "steps"], "unknown suite 'steps'; there is step, flags, profile, loss"),
     "no rounds": (["bench", "--rounds", "0"], "--rounds must lie in [1, inf)"),
 }
 

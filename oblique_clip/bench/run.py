@@ -21,6 +21,7 @@ from .measure import BenchConfig, Row
 # Suite: what it measures. Each is a module beside this one with `rows(config, device) -> list[Row]`.
 SUITES = {
     "step": "training step against open_clip's",
+    "flags": "a training step with --patch-dropout and --compile",
     "profile": "where a step goes, and how near it comes to the machine's matrix products",
     "loss": "time and memory of the tiled losses against open_clip's",
     "micro": "a large batch by micro-batches against the same in one piece",

@@ -12,7 +12,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from ..model import DualEncoder, create_model, from_open_clip, preprocess_of
 from ..optim import Optimizer, is_decayed
 from ..step import train_step
 from ..tokenizer import PAD_ID, get_tokenizer
-from .measure import BenchConfig, Rival, Row, faster, race, seconds_of
+from .measure import BenchConfig, Rival, Row, faster, race
 
 Captions = Literal["name", "keywords"]
 Step = Callable[[], Tensor]
@@ -49,7 +49,6 @@ def rows(config: BenchConfig, device: torch.device) -> list[Row]:
         *_in_bfloat16(config.rounds, device),
         *_on_long_captions(config.rounds, device),
         *_of_tokens(config.rounds, device),
-        *_with_flags(config, device),
     ]
 
 
@@ -272,17 +271,3 @@ def head_step(device: torch.device) -> Step:
         return total.detach()
 
     return step
-
-
-def _with_flags(config: BenchConfig, device: torch.device) -> list[Row]:
-    """What the flags buy: half of the patches dropped and, in a full run, a compiled image tower."""
-    preset = model_config("small", "sphere")
-    dropped = replace(preset, arch=replace(preset.arch, patch_dropout=0.5))
-    plain = Rival(preset_step, (device, preset))
-    runs, _ = race({"ours": Rival(preset_step, (device, dropped)), "without": plain}, config.rounds, device)
-    found = [faster("step", "--patch-dropout 0.5", runs, "without", note="less work, not the same numbers")]
-    if config.full:
-        first = seconds_of(preset_step(device, preset, True), device)
-        runs, _ = race({"ours": Rival(preset_step, (device, preset, True)), "without": plain}, config.rounds, device)
-        found.append(faster("step", "--compile", runs, "without", note=f"first step {first:.0f} s"))
-    return found

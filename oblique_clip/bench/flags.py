@@ -1,0 +1,25 @@
+"""What two flags of `train` buy: half of the patches dropped and, in a full run, a compiled image tower."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ..config import model_config
+from .measure import BenchConfig, Rival, Row, faster, race, seconds_of
+from .step import preset_step
+
+
+def rows(config: BenchConfig, device: torch.device) -> list[Row]:
+    """A training step of the small sphere model, float32, with each flag and without."""
+    preset = model_config("small", "sphere")
+    dropped = replace(preset, arch=replace(preset.arch, patch_dropout=0.5))
+    plain = Rival(preset_step, (device, preset))
+    runs, _ = race({"ours": Rival(preset_step, (device, dropped)), "without": plain}, config.rounds, device)
+    found = [faster("flags", "--patch-dropout 0.5", runs, "without", note="less work, not the same numbers")]
+    if config.full:
+        first = seconds_of(preset_step(device, preset, True), device)
+        runs, _ = race({"ours": Rival(preset_step, (device, preset, True)), "without": plain}, config.rounds, device)
+        found.append(faster("flags", "--compile", runs, "without", note=f"its first step takes {first:.0f} s"))
+    return found
