@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # Where each public name lives; None for a module of that name.
 _HOMES: dict[str, str | None] = {
     "UserError": "errors",
+    "adapt": None,
     "classify": "evaluate.zeroshot",
     "create_model": "model",
     "load": "checkpoint",

@@ -12,7 +12,7 @@ Three ways to the same numbers with less work than the blocks' own `forward`:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -50,9 +50,9 @@ class Packing(NamedTuple):
 def packing_of(used: Tensor) -> Packing | None:
     """The packing of a batch with places `used` (B, L); None where it would not pay.
 
-    On a GPU it would not: counting the rows would wait for the device.
+    On a GPU it would not: counting the rows would wait for the device. An exported or compiled graph has fixed steps.
     """
-    if used.device.type != "cpu" or bool(used.all()):
+    if torch.compiler.is_compiling() or used.device.type != "cpu" or bool(used.all()):
         return None
     return Packing((used.shape[0], used.shape[1]), used.flatten().nonzero().squeeze(1))
 
@@ -130,7 +130,7 @@ def run_blocks(
     """Run blocks, all of them `is_plain`, on x (B, L, width) or packed (T, width); gives what is read, (B, R, width).
 
     Args:
-        key_mask: (B, L), True where a key may be attended to; none where `causal`.
+        key_mask: (B, L), True where a key may be attended to, or what is added to its logits; none where `causal`.
         read_mask: the same for the queries that are read, in the last block; `key_mask` where it is None.
         causal: each position attends up to itself; `read_mask` has to say as much for the one that is read.
         checkpointing: forget what is inside a block and compute it again in the backward pass.
@@ -140,6 +140,20 @@ def run_blocks(
     for parts in earlier:
         x = run(_run, parts, x, key_mask, causal, packing)
     return run(_read, last, x, read, key_mask if read_mask is None else read_mask, packing)
+
+
+def attentions(blocks: Iterable[nn.Module], x: Tensor) -> Iterator[Tensor]:
+    """Who looks at whom: of each block in turn, all of them `is_plain`, the shares (B, heads, L, L); rows sum to 1.
+
+    Args:
+        x: (B, L, width), without padding.
+    """
+    for parts in map(_parts_of, blocks):
+        q, k, v = _heads(F.linear(parts.norm_1(x), parts.weight, parts.bias), 3, parts.heads)
+        shares = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
+        yield shares
+        x = x + parts.out((shares @ v).transpose(1, 2).flatten(-2))
+        x = x + parts.mlp(parts.norm_2(x))
 
 
 def _plain(function: Callable[..., Tensor], *args: Any) -> Tensor:
@@ -179,11 +193,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, caus
     """Scaled dot-product attention of (B, heads, L, d), heads side by side again in (B, L, heads * d).
 
     Args:
-        key_mask: (B, L), True where a key may be attended to; none where `causal`.
+        key_mask: (B, L), True where a key may be attended to, or what is added to its logits; none where `causal`.
     """
     mask = None if key_mask is None else key_mask[:, None, None, :]
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # torch's fused kernel for CPUs takes six times as long backward in bfloat16 as these two products.
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(q.dtype)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
+        # torch's fused kernel for CPUs takes six times as long backward in bfloat16 as these two products, which in
+        # turn keep (B, heads, L, L) scores for it.
         mixed = _attend_by_products(q, k, v, mask, causal)
     else:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
@@ -195,5 +212,5 @@ def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, ca
     if causal:
         mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(-1) @ v

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Iterator
@@ -20,6 +21,12 @@ from .errors import UserError
 from .model import DualEncoder, create_model, preprocess_of
 from .tokenizer import Tokenizer, get_tokenizer
 
+# Models of other homes, by the beginning of their address: the module in `interop` and its function from the rest of
+# the address to `Loaded`.
+ELSEWHERE = {
+    "open_clip:": ("open_clip", "load_open_clip"),
+    "clip-mtob:": ("clip_mtob", "load_address"),
+}
 BEST, LAST = "best.safetensors", "last.safetensors"
 POINT_TOLERANCE = 1e-4
 
@@ -62,18 +69,25 @@ def load(source: str | Path, device: str | torch.device = "cpu") -> Loaded:
     """A model in evaluation mode, its preprocessing and its tokenizer.
 
     Args:
-        source: a run folder (its best checkpoint, or the last where there is no best), a checkpoint file, or the name
-            of a shipped model, `tiny-sphere` or `tiny-oblique`.
+        source: a run folder (its best checkpoint, or the last where there is no best), a folder of
+            `hub.save_pretrained`, a checkpoint file, or the name of a shipped model, `tiny-sphere` or `tiny-oblique`.
+            Or from elsewhere: `open_clip:NAME/TAG` or `open_clip:NAME/FILE`, `clip-mtob:FILE,VOCABULARY`,
+            `hf:USER/NAME`; see `interop`.
 
     Raises:
         UserError: where there is no checkpoint, it is damaged, or its configuration is not known here.
     """
+    if prefix := home_of(source):
+        module, function = ELSEWHERE[prefix]
+        loader: Any = getattr(importlib.import_module(f".interop.{module}", __package__), function)
+        loaded = loader(str(source).removeprefix(prefix))
+        return Loaded(loaded.model.to(device).eval(), loaded.preprocess, loaded.tokenizer)
     path = _find(Path(source))
     header = _header(path)
     if "config" not in header:
         raise UserError(f"{path} has no oblique_clip configuration in its header")
     config = from_json(ModelConfig, header["config"], f"{path} (header)")
-    model = create_model(config)
+    model = create_model(config, pretrained=False)
     if header.get("logit_bias") and model.logit_bias is None:
         model.logit_bias = torch.nn.Parameter(torch.zeros(()))
     try:
@@ -87,12 +101,21 @@ def load(source: str | Path, device: str | torch.device = "cpu") -> Loaded:
     return Loaded(model, preprocess_of(model), get_tokenizer(config.arch.tokenizer, config.arch.context_length))
 
 
+def home_of(source: str | Path) -> str | None:
+    """The beginning of an address in `ELSEWHERE`, or None."""
+    return next((prefix for prefix in ELSEWHERE if str(source).startswith(prefix)), None)
+
+
 def data_of(source: str | Path) -> DataConfig:
     """What a checkpoint's model was trained on, and what was held out from it.
+
+    A model from elsewhere was trained on none of the shipped set by us: the usual split says what it is judged on.
 
     Raises:
         UserError: as `load`, or where the checkpoint does not say.
     """
+    if home_of(source):
+        return DataConfig()
     path = _find(Path(source))
     header = _header(path)
     if "data" not in header:
@@ -134,12 +157,16 @@ def check_points(model: torch.nn.Module, where: object) -> None:
 def _find(source: Path) -> Path:
     if source.is_file():
         return source
+    if str(source).startswith("hf:"):
+        from .interop.hub import model_file
+
+        return model_file(str(source))
     shipped = Path(str(resources.files("oblique_clip.data").joinpath(f"assets/{source.name}.safetensors")))
     if len(source.parts) == 1 and not source.exists() and shipped.is_file():
         return shipped
-    for name in (BEST, LAST):
-        if (source / "checkpoints" / name).is_file():
-            return source / "checkpoints" / name
+    for place in (f"checkpoints/{BEST}", f"checkpoints/{LAST}", "model.safetensors"):
+        if (source / place).is_file():
+            return source / place
     if not source.exists():
         raise UserError(f"no such checkpoint or run folder: {source}")
     raise UserError(f"{source} has no checkpoints/{BEST} or checkpoints/{LAST}")

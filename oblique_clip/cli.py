@@ -18,6 +18,10 @@ VERBS = {
     "evaluate": "zero-shot classification and retrieval with a trained model",
     "ablate": "train the forms under one budget and compare them",
     "report": "compare finished runs: tables, curves, pictures and one HTML page",
+    "explain": "draw what each class token looks at in a picture",
+    "embed": "encode pictures once, into a Parquet file of vectors",
+    "search": "find the stored pictures most similar to a text or a picture",
+    "export": "write both towers as ONNX or torch.export files",
     "data": "describe a data set and show some of its pairs",
     "bench": "measure speed and memory against the peers installed here",
 }

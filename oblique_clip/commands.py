@@ -11,12 +11,20 @@ from .bench.measure import BenchConfig
 from .bench.run import bench as run_bench
 from .config import FORMS, SIZES, TrainConfig, model_config
 from .describe import DataCommand, describe
+from .embed import EmbedConfig
+from .embed import embed as run_embed
 from .errors import UserError
 from .evaluate.run import EvaluateConfig
 from .evaluate.run import evaluate as run_evaluate
+from .explain import ExplainConfig
+from .explain import explain as run_explain
+from .export import ExportConfig
+from .export import export as run_export
 from .flags import parse
 from .report import ReportConfig, print_evaluation, print_skipped
 from .report import report as run_report
+from .search import SearchConfig, print_answer
+from .search import search as run_search
 from .train import train as run_train
 
 
@@ -46,6 +54,28 @@ def ablate(args: list[str]) -> None:
 
 def report(args: list[str]) -> None:
     run_report(parse(ReportConfig, "report", args))
+
+
+def explain(args: list[str]) -> None:
+    print(f"drawing: {run_explain(parse(ExplainConfig, 'explain', args))}")
+
+
+def embed(args: list[str]) -> None:
+    config: EmbedConfig = parse(EmbedConfig, "embed", args)
+    info = run_embed(config)
+    print(f"{info['pictures']:,} pictures on {info['topology']}: {config.out}")
+    print_skipped(info["skipped"])
+
+
+def search(args: list[str]) -> None:
+    print_answer(run_search(parse(SearchConfig, "search", args)))
+
+
+def export(args: list[str]) -> None:
+    config: ExportConfig = parse(ExportConfig, "export", args)
+    for name, difference in run_export(config).items():
+        checked = "not run, as onnxruntime is missing" if difference is None else f"{difference:.1e} from the model"
+        print(f"{config.out / name}: {checked}")
 
 
 def data(args: list[str]) -> None:

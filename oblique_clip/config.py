@@ -34,9 +34,13 @@ class Architecture:
     vision_heads: int = 4
     """Attention heads of the image tower."""
     timm_name: str = "vit_base_patch16_clip_224"
-    """Any timm ViT; the sizes above replace its own. The default is open_clip's layout."""
+    """Any timm ViT; the sizes above replace its own (the default is open_clip's layout). Or a convnet, as it is."""
+    pretrained: str | None = None
+    """Weights of the image tower to start from: `timm` for those that timm names, or a file in timm's own layout."""
     patch_dropout: float = 0.0
     """Share of its patches that each training picture loses at random, as in FLIP; evaluation sees them all."""
+    shared_attention: bool = False
+    """The m class tokens together draw the attention of one, as `to_oblique` wants it; not for the form `clip`."""
     text_width: int = 128
     """Channels of the text tower."""
     text_layers: int = 3
@@ -121,6 +125,12 @@ class LossConfig:
     """Symmetric InfoNCE (CLIP) or the pairwise sigmoid loss (SigLIP)."""
     positives: Literal["index", "caption"] = "index"
     """`index`: only the own pair is positive, as in CLIP; `caption`: every pair with the same caption is."""
+    distill_from: str | None = None
+    """A trained teacher: a run folder, a checkpoint or a shipped model; it must read the same tokens."""
+    distill_temperature: float = 2.0
+    """What both models' logits are divided by before they are compared."""
+    distill_weight: float = 0.5
+    """Weight of the divergence from the teacher, from 0 to 1; the contrastive loss has the rest."""
 
 
 @dataclass(frozen=True)
@@ -243,9 +253,9 @@ RANGES: dict[str, str] = {
     **dict.fromkeys(("vision_width", "vision_layers", "vision_heads"), "[1, inf)"),
     **dict.fromkeys(("text_width", "text_layers", "text_heads"), "[1, inf)"),
     **dict.fromkeys(("context_length", "batch_size"), "[2, inf)"),
-    **dict.fromkeys(("epochs", "lr", "point_lr", "init_scale", "final_scale"), "(0, inf)"),
+    **dict.fromkeys(("epochs", "lr", "point_lr", "init_scale", "final_scale", "distill_temperature"), "(0, inf)"),
     **dict.fromkeys(("weight_decay", "clip_grad", "seed", "threads", "eval_every"), "[0, inf)"),
-    **dict.fromkeys(("caption_noise", "warmup"), "[0, 1]"),
+    **dict.fromkeys(("caption_noise", "warmup", "distill_weight"), "[0, 1]"),
     "micro_batch": "[1, inf)",
     **dict.fromkeys(("beta2", "patch_dropout"), "[0, 1)"),
     "max_scale": "(0, inf]",

@@ -50,7 +50,7 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_max = -1, -4
     libc = ctypes.CDLL(None)
     libc.mallopt(mmap_max, 0)
-    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(trim_threshold, -1)
 
 
 def forget_peak_memory(device: torch.device) -> None:

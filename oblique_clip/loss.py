@@ -29,7 +29,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .errors import UserError
 from .topology import Topology
@@ -61,8 +60,10 @@ def info_nce(
         tile: side of a tile, >= 1; None chooses it from the batch and the memory that a similarity takes.
 
     Raises:
-        UserError: for a tile below 1.
+        UserError: for a tile below 1, or where images, captions and groups are not of one number.
+        RuntimeError: where second derivatives are asked for.
     """
+    _check_counts(image_points, text_points, groups)
     return _tiled(_InfoNCE(_Positives(groups), image_points), image_points, text_points, topology, scale, bias, tile)
 
 
@@ -77,6 +78,7 @@ def sigmoid_loss(
     tile: int | None = None,
 ) -> Tensor:
     """SigLIP's pairwise loss of B pairs, in nats a row; arguments as `info_nce`."""
+    _check_counts(image_points, text_points, groups)
     return _tiled(_Sigmoid(_Positives(groups), image_points), image_points, text_points, topology, scale, bias, tile)
 
 
@@ -201,6 +203,12 @@ def _exp_(exponents: Tensor) -> Tensor:
     return exponents.clamp_(min=math.log(torch.finfo(exponents.dtype).tiny)).exp_()
 
 
+def _check_counts(x: Tensor, y: Tensor, groups: Tensor | None) -> None:
+    counts = {"images": len(x), "captions": len(y)} | ({} if groups is None else {"groups": len(groups)})
+    if len(set(counts.values())) > 1:
+        raise UserError(f"row i of all is a pair, but there are {', '.join(f'{n} {k}' for k, n in counts.items())}")
+
+
 def _tiled(
     rule: _Rule, x: Tensor, y: Tensor, topology: Topology, scale: Tensor | float, bias: Tensor | None, tile: int | None
 ) -> Tensor:
@@ -248,8 +256,9 @@ class _TiledLoss(torch.autograd.Function):
         return rule.value()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("the losses have first derivatives only: leave out create_graph=True")
         gradients = (None if total is None else total * (grad * ctx.share) for total in ctx.saved_tensors)
         return None, None, None, None, *gradients
 

@@ -57,10 +57,20 @@ class DualEncoder(nn.Module):
         Raises:
             UserError: for a batch of another shape, or `flat` on a topology that has no flat form.
         """
+        self.check_images(images)
+        return self._finish(self.visual(images), normalize, flat)
+
+    def check_images(self, images: Tensor) -> None:
+        """Refuse a batch that is not (B, 3, H, W) of the image tower's size."""
         size = self.visual.image_size
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, *size):
             raise UserError(f"images must be (B, 3, {size[0]}, {size[1]}), not {tuple(images.shape)}")
-        return self._finish(self.visual(images), normalize, flat)
+
+    def token_attention(self, images: Tensor, rollout: bool = False) -> Tensor:
+        """What each class token looks at, (B, tokens, h, w): see `oblique_clip.attention.token_attention`."""
+        from .attention import token_attention
+
+        return token_attention(self, images, rollout)
 
     def encode_text(self, ids: Tensor, normalize: bool = True, flat: bool = False) -> Tensor:
         """Token ids (B, L), L up to the context length, to points (B, m, n); see `encode_image`."""
@@ -105,12 +115,13 @@ class DualEncoder(nn.Module):
         self.text.lock(unlocked_layers)
 
 
-def create_model(config: ModelConfig, loss: str = "info_nce") -> DualEncoder:
+def create_model(config: ModelConfig, loss: str = "info_nce", pretrained: bool = True) -> DualEncoder:
     """Build the model that a configuration describes, with fresh weights from torch's global generator.
 
     Args:
         config: see `model_config` for the named presets.
         loss: the loss it will be trained with, which sets the usual start of scale and bias.
+        pretrained: whether to read the weights that `arch.pretrained` names; not where others are loaded anyway.
 
     Raises:
         UserError: for an unknown topology, one off the budget, or a form that does not fit it.
@@ -121,7 +132,7 @@ def create_model(config: ModelConfig, loss: str = "info_nce") -> DualEncoder:
     topology = parse_topology(config.topology)
     _check_fit(config, topology)
     # open_clip takes seconds to import: a mistake above is told before.
-    from .towers import ImageTower, OpenClipImageTower, OpenClipTextTower, TextTower
+    from .towers import OpenClipImageTower, OpenClipTextTower, TextTower, make_image_tower
 
     arch, n, m = config.arch, topology.n, topology.m
     vocab_size = get_tokenizer(arch.tokenizer, arch.context_length).vocab_size
@@ -132,64 +143,11 @@ def create_model(config: ModelConfig, loss: str = "info_nce") -> DualEncoder:
         )
     else:
         head = (n, m, config.projection, config.class_tokens)
-        towers = ImageTower(arch, *head), TextTower(arch, vocab_size, *head)
+        towers = make_image_tower(arch, *head, weights=pretrained), TextTower(arch, vocab_size, *head)
     start = topology.initial_scale("sigmoid" if loss == "sigmoid" else "info_nce")
     temperature = make_temperature(config.temperature, start, topology.max_scale)
     bias = topology.initial_bias() if config.logit_bias or loss == "sigmoid" else None
     return DualEncoder(*towers, topology, temperature, bias)
-
-
-def from_open_clip(model: Any) -> DualEncoder:
-    """The form `clip` with the weights of an `open_clip.CLIP`: the same embeddings, logits and losses.
-
-    Raises:
-        UserError: for towers other than open_clip's plain transformers, as of its "ViT-B-32".
-    """
-    import open_clip
-    from open_clip.transformer import Transformer, VisionTransformer
-
-    from .config import Architecture
-    from .temperature import LearnedTemperature
-    from .towers import OpenClipImageTower, OpenClipTextTower
-
-    unfit = UserError("only open_clip.CLIP models of open_clip's plain transformers can be taken over")
-    if not (isinstance(model, open_clip.CLIP) and isinstance(model.visual, VisionTransformer)):
-        raise unfit
-    vision, text = model.visual.transformer, model.transformer
-    if not (isinstance(vision, Transformer) and isinstance(text, Transformer)):
-        raise unfit
-    arch = Architecture(
-        image_size=model.visual.image_size[0], patch_size=model.visual.patch_size[0],
-        vision_width=vision.width, vision_layers=vision.layers, vision_heads=vision.resblocks[0].attn.num_heads,
-        text_width=text.width, text_layers=text.layers, text_heads=text.resblocks[0].attn.num_heads,
-        context_length=model.context_length, tokenizer="clip",
-    )  # fmt: skip
-    topology = parse_topology(f"sphere({model.visual.output_dim})")
-    image_tower = OpenClipImageTower(arch, topology.embed_dim)
-    text_tower = OpenClipTextTower(arch, model.vocab_size, topology.embed_dim)
-    # The text form of a module also tells apart what has no weights, such as the activation.
-    alike = repr(model.visual) == repr(image_tower.trunk) and repr(text) == repr(text_tower.trunk.transformer)
-    if not alike or (model.visual.pool_type, model.text_pool_type) != ("tok", "argmax") or model.attn_mask is None:
-        raise unfit
-    weights = {_name_of(name): value for name, value in model.state_dict().items()}
-    temperature = LearnedTemperature(topology.initial_scale(), topology.max_scale)
-    encoder = DualEncoder(image_tower, text_tower, topology, temperature, 0.0 if "logit_bias" in weights else None)
-    try:
-        encoder.load_state_dict(weights)
-    except RuntimeError as error:
-        raise unfit from error
-    return encoder
-
-
-def _name_of(open_clip_name: str) -> str:
-    """The name that a weight of `open_clip.CLIP` has in the form `clip`."""
-    if open_clip_name == "logit_scale":
-        return "temperature.log_scale"
-    if open_clip_name == "logit_bias":
-        return open_clip_name
-    if open_clip_name.startswith("visual."):
-        return f"visual.trunk.{open_clip_name.removeprefix('visual.')}"
-    return f"text.trunk.{open_clip_name}"
 
 
 def _check_fit(config: ModelConfig, topology: Topology) -> None:
@@ -218,5 +176,6 @@ def _check_fit(config: ModelConfig, topology: Topology) -> None:
 
 
 def preprocess_of(model: DualEncoder) -> Preprocess:
-    """The evaluation transform that the image tower wants."""
-    return Preprocess(model.visual.image_size[0], model.visual.image_mean, model.visual.image_std)
+    """The evaluation transform that the image tower wants; one taken over from another library brings its own."""
+    own: Preprocess | None = getattr(model.visual, "preprocess", None)
+    return own or Preprocess(model.visual.image_size[0], model.visual.image_mean, model.visual.image_std)

@@ -13,7 +13,7 @@ from torch import nn
 from .config import OptimConfig
 
 # Decay pulls matrices towards zero; these are read additively, or set a scale, and are left alone in every form alike.
-NO_DECAY = ("reg_token", "cls_token", "class_tokens", "class_embedding", "pos_embed", "positional_embedding")
+NO_DECAY = ("reg_token", "cls_token", "class_tokens", "class_embedding", "latent", "pos_embed", "positional_embedding")
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ from .figures import draw_curves, draw_retrieval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from rich.table import Table as RichTable
 
 DIGITS = 2
 
@@ -123,7 +124,7 @@ def differences(models: dict[str, ModelConfig], caption_tokens: int = 8) -> dict
     table: dict[str, dict[str, Any]] = {}
     for name, config in models.items():
         with torch.random.fork_rng(devices=[]):
-            model = create_model(config)
+            model = create_model(config, pretrained=False)
         size = config.arch.image_size
         caption = torch.ones(1, caption_tokens, dtype=torch.long)
         # open_clip's end token is the largest; what follows it is no work.
@@ -160,26 +161,44 @@ def print_tables(results: dict[str, dict[str, Any]], remaining: dict[str, dict[s
 def print_evaluation(evaluation: dict[str, Any]) -> None:
     """The figures of one evaluation in percent: a row for each classification, and for each way of retrieval."""
     from rich.console import Console
+
+    console = Console()
+    for table in (*_zero_shot_tables(evaluation), *_recall_tables(evaluation.get("retrieval", {}))):
+        console.print(table)
+
+
+def _zero_shot_tables(evaluation: dict[str, Any]) -> Iterator[RichTable]:
+    """The tables of `ZERO_SHOT` that some classification has a figure for, with a row for each that has one."""
     from rich.table import Table as RichTable
 
-    zero_shot = RichTable(title="Accuracies in %", title_justify="left")
-    zero_shot.add_column("zero-shot", no_wrap=True)
-    for heading in ZERO_SHOT:
-        zero_shot.add_column(heading, justify="right")
-    for name, figures in _classifications(evaluation):
-        zero_shot.add_row(name, *(Column(heading, path).text(figures) for heading, path in ZERO_SHOT.items()))
-    recalls = evaluation.get("retrieval", {})
+    for title, columns in ZERO_SHOT.items():
+        table = RichTable(title=title, title_justify="left")
+        table.add_column("zero-shot", no_wrap=True)
+        for heading in columns:
+            table.add_column(heading, justify="right")
+        for name, figures in _classifications(evaluation):
+            texts = [Column(heading, path).text(figures) for heading, path in columns.items()]
+            if set(texts) != {"-"}:
+                table.add_row(name, *texts)
+        if table.rows:
+            yield table
+
+
+def _recall_tables(recalls: dict[str, Any]) -> list[RichTable]:
+    """One table of both ways, where there is retrieval, CLIP_benchmark's figures under ours where there are some."""
+    from rich.table import Table as RichTable
+
     ranks = [name.removeprefix("image_to_text_") for name in recalls if name.startswith("image_to_text_r@")]
-    way_table = RichTable(
-        "retrieval", *(f"{rank} (chance)" for rank in ranks), title="Recall in %", title_justify="left"
-    )
-    for way in ("image_to_text", "text_to_image"):
+    table = RichTable("retrieval", *(f"{rank} (chance)" for rank in ranks), title="Recall in %", title_justify="left")
+    peers = recalls.get(PEER, {})
+    for way, peer_way in PEER_WAYS.items():
         cells = [(f"{way}_{rank}", f"{way}_chance_{rank}") for rank in ranks]
         texts = [f"{100 * recalls[own]:.{DIGITS}f} ({100 * recalls[chance]:.{DIGITS}f})" for own, chance in cells]
-        way_table.add_row(way.replace("_", " "), *texts)
-    console = Console()
-    for table in (zero_shot,) * bool(zero_shot.rows) + (way_table,) * bool(ranks):
-        console.print(table)
+        table.add_row(way.replace("_", " "), *texts)
+        if peers:
+            theirs = (Column(rank, (rank.replace("r@", f"{peer_way}@"),)) for rank in ranks)
+            table.add_row("  CLIP_benchmark", *(column.text(peers) for column in theirs))
+    return [table] * bool(ranks)
 
 
 def print_skipped(skipped: dict[str, int]) -> None:
@@ -188,14 +207,25 @@ def print_skipped(skipped: dict[str, int]) -> None:
         print("skipped:", ", ".join(f"{count} x {cause}" for cause, count in skipped.items()))
 
 
-# Columns of a classification: heading, and where the figure is found.
-ZERO_SHOT = {
-    "images": ("images",),
-    "top-1": ("top1",),
-    "top-5": ("top5",),
-    "per class": ("mean_per_class",),
-    "pixel floor": ("pixel_floor", "top1"),
-    "chance": ("chance",),
+PEER = "clip_benchmark"
+# CLIP_benchmark names retrieval after what is found.
+PEER_WAYS = {"image_to_text": "text_retrieval_recall", "text_to_image": "image_retrieval_recall"}
+# Tables of classifications, and of their columns the heading and where the figure is found.
+ZERO_SHOT: dict[str, dict[str, tuple[str, ...]]] = {
+    "Accuracies in %": {
+        "images": ("images",),
+        "top-1": ("top1",),
+        "top-5": ("top5",),
+        "per class": ("mean_per_class",),
+        "pixel floor": ("pixel_floor", "top1"),
+        "chance": ("chance",),
+    },
+    "Expected calibration error in %": {"own scale": ("ece",), "fitted scale": ("ece_calibrated",)},
+    "Accuracies of CLIP_benchmark in %": {
+        "top-1": (PEER, "acc1"),
+        "top-5": (PEER, "acc5"),
+        "per class": (PEER, "mean_per_class_recall"),
+    },
 }
 
 

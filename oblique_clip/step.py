@@ -12,6 +12,9 @@ from .loss import LOSSES
 from .model import DualEncoder
 from .tokenizer import cut_to_longest
 
+Blend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From the contrastive loss and both sets of points, with their graph, to the loss that is minimised."""
+
 
 def train_step(
     model: DualEncoder,
@@ -21,6 +24,7 @@ def train_step(
     loss_name: str,
     precision: str,
     micro_batch: int | None = None,
+    blend: Blend | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Add the gradients of the loss of B pairs to those of the parameters.
 
@@ -31,9 +35,10 @@ def train_step(
         loss_name: a name in `LOSSES`.
         precision: "float32", or "bf16" for towers under autocast.
         micro_batch: pairs that the towers take at a time, >= 1; None, B or more takes them in one piece.
+        blend: what else is minimised, such as `distill.SoftTargets`; None for the contrastive loss alone.
 
     Returns:
-        The loss and both sets of points (B, *point_shape), detached.
+        The loss that was minimised and both sets of points (B, *point_shape), detached.
     """
 
     def encode(tower: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
@@ -43,6 +48,8 @@ def train_step(
     def backward_from(image_points: Tensor, text_points: Tensor) -> Tensor:
         scale, bias = model.temperature.scale, model.logit_bias
         loss = LOSSES[loss_name](image_points, text_points, model.topology, scale, bias=bias, groups=groups)
+        if blend is not None:
+            loss = blend(loss, image_points, text_points)
         loss.backward()
         return loss.detach()
 

@@ -98,6 +98,16 @@ class Topology(nn.Module):
         with _full_precision(x):
             return self._rowwise(x, y)
 
+    def per_sphere(self, x: Tensor, y: Tensor) -> Tensor:
+        """Cosine of each sphere's part of x with that of y, row by row: (..., m, n) twice -> (..., m).
+
+        Whatever the distance; under `inner` their sum is the similarity.
+
+        Raises:
+            UserError: where points are on no spheres.
+        """
+        raise UserError(f"{self.spec} is no product of spheres: a similarity has no parts")
+
     def mean(self, points: Tensor, weights: Tensor | None = None) -> Tensor:
         """Mean of points (K, ..., *point_shape) over the first axis, on the manifold; `weights` (K,), >= 0."""
         raise NotImplementedError
@@ -170,6 +180,9 @@ class ObliqueTopology(Topology):
 
     def project(self, features: Tensor) -> Tensor:
         return normalize_rows(features)
+
+    def per_sphere(self, x: Tensor, y: Tensor) -> Tensor:
+        return (x * y).sum(-1)
 
     def mean(self, points: Tensor, weights: Tensor | None = None) -> Tensor:
         """Extrinsic mean for inner and chordal (where it minimises the squared chords), Karcher's for geodesic."""

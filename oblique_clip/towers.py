@@ -2,14 +2,14 @@
 
 `ImageTower` is any timm ViT, `TextTower` open_clip's transformer blocks; both carry m class tokens in front, each with
 its own position embedding, as in the official code of arXiv 2209.02127 (minogame/clip-mtob). `OpenClipImageTower` and
-`OpenClipTextTower` are open_clip's own, for the exact baseline.
+`OpenClipTextTower` are open_clip's own, for the exact baseline. Convnets are in convnet.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import geoopt
 import torch
@@ -17,12 +17,14 @@ import torch.nn.functional as F
 from open_clip.transformer import LayerNorm, Transformer
 from open_clip.transformer import TextTransformer as OpenClipText
 from open_clip.transformer import VisionTransformer as OpenClipVision
+from timm.layers import PatchDropout
 from torch import Tensor, nn
 
 from .blocks import first_places, is_plain, one_place, packing_of, run_blocks
 from .config import Architecture
 from .errors import UserError
 from .manifold import Oblique
+from .pretrained import OwnLayout, timm_model
 from .tokenizer import PAD_ID
 
 Part = nn.Module | nn.Parameter
@@ -62,7 +64,7 @@ class TokenProjection(nn.Module):
         return (tokens @ self.weight[0]).unflatten(-1, (-1, self.n)).flatten(1, 2)
 
 
-class _Tower(nn.Module):
+class Tower(nn.Module):
     """What towers share: freezing by groups, from the input up."""
 
     def groups(self) -> list[list[Part]]:
@@ -83,12 +85,16 @@ def _grouped(stem: list[Part], blocks: Iterable[Part], norm: Part, projection: P
     return [stem, *([block] for block in earlier), [last, norm], [projection]]
 
 
-class ImageTower(_Tower):
-    """A timm ViT read at its m prefix tokens: images (B, 3, H, W), normalised, to features (B, m, n).
+class ImageTower(Tower):
+    """A timm ViT read at its first m prefix tokens: images (B, 3, H, W), normalised, to features (B, m, n).
 
     Args:
-        arch: sizes; `arch.timm_name` names the ViT that they are put into.
+        arch: sizes; `arch.timm_name` names the ViT that they are put into, `arch.pretrained` its weights.
         n, m: features a token, spheres. `projection="reshaped"` reads one token whatever m is.
+        weights: False builds what `arch.pretrained` asks for and reads no weights, as before loading a checkpoint.
+
+    Raises:
+        UserError: for a model or sizes that timm lacks, or weights that do not fit.
     """
 
     def __init__(
@@ -98,17 +104,29 @@ class ImageTower(_Tower):
         m: int,
         projection: Projection = "per_token",
         class_tokens: Literal["free", "oblique"] = "free",
+        weights: bool = True,
     ) -> None:
         super().__init__()
+        own = None if arch.pretrained is None else OwnLayout(arch)
+        if own is not None and class_tokens == "oblique" and (own.has_class_token or own.registers):
+            raise UserError("pretrained class tokens have a length of their own: take --class-tokens free")
         self.image_size = (arch.image_size, arch.image_size)
-        self.image_mean, self.image_std = CLIP_MEAN, CLIP_STD
+        self.image_mean, self.image_std = (own.image_mean, own.image_std) if own else (CLIP_MEAN, CLIP_STD)
         self.num_tokens = 1 if projection == "reshaped" else m
-        self.trunk = _timm_vit(arch, self.num_tokens)
+        self.shared_attention = arch.shared_attention
+        prefix = self.num_tokens + (own.registers if own else 0)
+        self.trunk = _timm_vit(arch, prefix)
         # timm's fixed deviation of 0.02 starts narrow towers slowly: both towers start by CLIP's rule instead.
         init_blocks(self.trunk.blocks, arch.vision_width, TIMM_WEIGHTS)
-        nn.init.normal_(self.trunk.pos_embed, std=arch.vision_width**-0.5)
-        self.trunk.reg_token = make_class_tokens(self.num_tokens, arch.vision_width, class_tokens)
+        if self.trunk.pos_embed is not None:
+            nn.init.normal_(self.trunk.pos_embed, std=arch.vision_width**-0.5)
+        # timm's own is (1, prefix, width); one of another shape is read alike, by expand over the batch.
+        self.trunk.reg_token = make_class_tokens(prefix, arch.vision_width, class_tokens)
         self.projection = TokenProjection(projection, arch.vision_width, n, m)
+        if arch.shared_attention and not self.is_plain:
+            raise UserError(f"timm model {arch.timm_name!r} has no plain blocks, as shared attention wants them")
+        if own is not None and weights:
+            own.load_into(self.trunk, self.num_tokens)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.projection(self.tokens(images))
@@ -116,45 +134,98 @@ class ImageTower(_Tower):
     def tokens(self, images: Tensor) -> Tensor:
         """The class tokens after the last norm, before projection, (B, tokens, width)."""
         trunk = self.trunk
-        if not all(map(is_plain, trunk.blocks)):
+        if not self.is_plain:
             return trunk.forward_features(images)[:, : self.num_tokens]
-        x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
-        x = run_blocks(trunk.blocks, x, first_places(self.num_tokens), checkpointing=trunk.grad_checkpointing)
-        return trunk.norm(x)
+        read = first_places(self.num_tokens)
+        x = self.embed(images)
+        mask = one_share(x.new_ones(x.shape[:2], dtype=torch.bool), self.num_tokens) if self.shared_attention else None
+        return trunk.norm(run_blocks(self.blocks, x, read, key_mask=mask, checkpointing=trunk.grad_checkpointing))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """What the first of plain blocks takes: prefix tokens and patches, (B, prefix + patches, width)."""
+        trunk = self.trunk
+        return trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `run_blocks` can run the blocks."""
+        return all(map(is_plain, self.blocks))
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.trunk.blocks
+
+    @property
+    def prefix(self) -> int:
+        """Tokens in front of the patches: class tokens, and registers of pretrained models."""
+        return int(self.trunk.num_prefix_tokens)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.trunk.patch_embed.grid_size
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.trunk.set_grad_checkpointing(enable)
 
     def groups(self) -> list[list[Part]]:
         trunk = self.trunk
-        stem = [trunk.patch_embed, trunk.norm_pre, trunk.pos_embed, trunk.reg_token]
-        return _grouped(stem, trunk.blocks, trunk.norm, self.projection)
+        stem = [trunk.patch_embed, trunk.norm_pre, trunk.pos_embed, trunk.reg_token, getattr(trunk, "rope", None)]
+        return _grouped([part for part in stem if part is not None], trunk.blocks, trunk.norm, self.projection)
 
 
-def _timm_vit(arch: Architecture, num_tokens: int) -> Any:
+def make_image_tower(
+    arch: Architecture,
+    n: int,
+    m: int,
+    projection: Projection = "per_token",
+    class_tokens: Literal["free", "oblique"] = "free",
+    weights: bool = True,
+) -> Tower:
+    """The tower for `arch.timm_name`: `ImageTower` for a ViT of timm, `ConvTower` for what gives a feature map.
+
+    Raises:
+        UserError: for a name that timm lacks, or a model that is neither; see `ImageTower` and `ConvTower`.
+    """
+    from .convnet import ConvTower
+
+    kind: type[ImageTower | ConvTower] = ConvTower if _built_by(arch.timm_name) is None else ImageTower
+    return kind(arch, n, m, projection, class_tokens, weights)
+
+
+def _built_by(name: str) -> type[Any] | None:
+    """timm's VisionTransformer or Eva, the classes that take any number of prefix tokens, where it builds the model.
+
+    Raises:
+        UserError: for a name that timm lacks.
+    """
     import timm
+    from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
-    if not timm.is_model(arch.timm_name):
-        raise UserError(f"timm has no model {arch.timm_name!r}; timm.list_models('vit*') lists the ViTs")
-    try:
-        trunk = timm.create_model(
-            arch.timm_name, img_size=arch.image_size, patch_size=arch.patch_size, embed_dim=arch.vision_width,
-            depth=arch.vision_layers, num_heads=arch.vision_heads, num_classes=0,
-            # Registers are the only prefix tokens of which timm takes any number; fc_norm would move the last norm
-            # behind a pooling that is never called.
-            class_token=False, reg_tokens=num_tokens, no_embed_class=False, global_pool="avg", fc_norm=False,
-            patch_drop_rate=arch.patch_dropout,
-        )  # fmt: skip
-    except (TypeError, AssertionError) as error:
-        raise UserError(f"timm model {arch.timm_name!r} does not take the sizes asked for: {error}") from error
-    if not isinstance(trunk, VisionTransformer):
+    if not timm.is_model(name):
+        raise UserError(f"timm has no model {name!r}; timm.list_models('vit*') lists the ViTs")
+    built = get_type_hints(timm.model_entrypoint(name)).get("return")
+    return built if isinstance(built, type) and issubclass(built, VisionTransformer | Eva) else None
+
+
+def _timm_vit(arch: Architecture, prefix: int) -> Any:
+    from timm.models.eva import Eva
+
+    built = _built_by(arch.timm_name)
+    if built is None:
         raise UserError(f"timm model {arch.timm_name!r} is no plain ViT and has no class tokens to read")
-    # timm's reg_token is (1, m, width); a Parameter of another shape is read alike, by expand over the batch.
-    return trunk
+    # Registers are the only prefix tokens of which timm takes any number; a norm behind the pooling, which is never
+    # called, would replace the last norm.
+    names = ("num_reg_tokens", "use_fc_norm") if issubclass(built, Eva) else ("reg_tokens", "fc_norm")
+    return timm_model(
+        arch.timm_name, img_size=arch.image_size, patch_size=arch.patch_size, embed_dim=arch.vision_width,
+        depth=arch.vision_layers, num_heads=arch.vision_heads, class_token=False, no_embed_class=False,
+        global_pool="avg", patch_drop_rate=arch.patch_dropout, **dict(zip(names, (prefix, False), strict=True)),
+    )  # fmt: skip
 
 
-class TextTower(_Tower):
+class TextTower(Tower):
     """open_clip's transformer blocks, bidirectional, behind m class tokens: ids (B, L) to features (B, m, n).
 
     Padding is masked, so a caption's features do not depend on the length its batch is cut to.
@@ -172,6 +243,7 @@ class TextTower(_Tower):
         super().__init__()
         width = arch.text_width
         self.num_tokens = 1 if projection == "reshaped" else m
+        self.shared_attention = arch.shared_attention
         self.context_length, self.vocab_size = arch.context_length, vocab_size
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.class_tokens = make_class_tokens(self.num_tokens, width, class_tokens)
@@ -190,7 +262,8 @@ class TextTower(_Tower):
         packing = packing_of(mask)
         x = run_blocks(
             self.transformer.resblocks, packing.pack(x) if packing else x,
-            first_places(self.num_tokens, packing), key_mask=mask, packing=packing,
+            first_places(self.num_tokens, packing),
+            key_mask=one_share(mask, self.num_tokens) if self.shared_attention else mask, packing=packing,
             checkpointing=self.transformer.grad_checkpointing,
         )  # fmt: skip
         return self.projection(self.ln_final(x))
@@ -201,6 +274,13 @@ class TextTower(_Tower):
     def groups(self) -> list[list[Part]]:
         stem: list[Part] = [self.token_embedding, self.class_tokens, self.positional_embedding]
         return _grouped(stem, self.transformer.resblocks, self.ln_final, self.projection)
+
+
+def one_share(mask: Tensor, count: int) -> Tensor:
+    """What to add to the logits of keys (B, L) where `mask` is true, so that the first `count` weigh as much as one."""
+    added = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
+    added[:, :count] -= math.log(count)
+    return added
 
 
 def is_text(ids: Tensor) -> Tensor:
@@ -225,30 +305,48 @@ def init_blocks(blocks: nn.ModuleList, width: int, weights: tuple[str, str, str,
                 nn.init.normal_(parameters[name], std=std)
 
 
-class OpenClipImageTower(_Tower):
+class OpenClipImageTower(Tower):
     """open_clip's own `VisionTransformer`, its blocks run by `run_blocks`; features (B, 1, embed_dim)."""
 
     def __init__(self, arch: Architecture, embed_dim: int) -> None:
         super().__init__()
+        if arch.pretrained is not None:
+            raise UserError("form 'clip' is open_clip's own model: --pretrained is for the timm towers of other forms")
         self.image_size = (arch.image_size, arch.image_size)
         self.image_mean, self.image_std = CLIP_MEAN, CLIP_STD
         self.num_tokens = 1
         self.trunk = OpenClipVision(
             image_size=arch.image_size, patch_size=arch.patch_size, width=arch.vision_width, layers=arch.vision_layers,
             heads=arch.vision_heads, mlp_ratio=4.0, output_dim=embed_dim, norm_layer=LayerNorm,
-            patch_dropout=arch.patch_dropout,
         )  # fmt: skip
+        # timm's, as in the other forms: open_clip's would wait for a GPU at every step.
+        self.patch_drop = PatchDropout(arch.patch_dropout) if arch.patch_dropout else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         trunk = self.trunk
-        x = trunk.conv1(images).flatten(2).transpose(1, 2)
-        x = torch.cat([trunk.class_embedding.expand(len(x), 1, -1), x], 1) + trunk.positional_embedding
-        x = trunk.ln_pre(trunk.patch_dropout(x))
         x = run_blocks(
-            trunk.transformer.resblocks, x, first_places(1),
+            self.blocks, self.embed(images), first_places(1),
             checkpointing=trunk.transformer.grad_checkpointing,
         )  # fmt: skip
         return trunk.ln_post(x) @ trunk.proj
+
+    def embed(self, images: Tensor) -> Tensor:
+        """What the first block takes: the class token and patches, (B, 1 + patches, width)."""
+        trunk = self.trunk
+        x = trunk.conv1(images).flatten(2).transpose(1, 2)
+        x = torch.cat([trunk.class_embedding.expand(len(x), 1, -1), x], 1) + trunk.positional_embedding
+        return trunk.ln_pre(self.patch_drop(x))
+
+    is_plain, prefix = True, 1
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.trunk.transformer.resblocks
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.trunk.grid_size
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.trunk.set_grad_checkpointing(enable)
@@ -259,7 +357,7 @@ class OpenClipImageTower(_Tower):
         return _grouped(stem, trunk.transformer.resblocks, trunk.ln_post, trunk.proj)
 
 
-class OpenClipTextTower(_Tower):
+class OpenClipTextTower(Tower):
     """open_clip's own causal `TextTransformer`, read at the end token, on batches of any length up to its context.
 
     Attention is causal and the end token stands last, so cutting the padding behind it changes nothing.

@@ -24,9 +24,10 @@ from torch import Tensor
 from .checkpoint import BEST, LAST, Loaded, load, save_model
 from .config import DataConfig, OptimConfig, TrainConfig, check_ranges, to_json, write_json
 from .data.batches import Batch, MapBatches, TrainingData, prefetch
-from .data.images import Augmentation
+from .data.images import Augmentation, Preprocess
 from .data.sources import open_training_data
 from .device import forget_peak_memory, keep_freed_memory, peak_memory_mib, pick_device, versions
+from .distill import SoftTargets, Teacher, open_teacher
 from .errors import UserError
 from .evaluate.encode import evaluating
 from .evaluate.tasks import HeldOut, evaluate_emoji, validation_score
@@ -52,6 +53,8 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     arch = config.model.arch
     tokenizer = get_tokenizer(arch.tokenizer, arch.context_length)
+    # Before the seed is set: building the teacher draws weights.
+    teacher = open_teacher(config.loss, config.data, tokenizer, device)
     data = open_training_data(config.data, tokenizer, config.optim.batch_size, arch.image_size, config.seed)
     steps = total_steps(config.optim, data)
     if (config.out / "result.json").exists():
@@ -71,7 +74,7 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
     forget_peak_memory(device)
     optimizer = Optimizer(model, config.optim, steps)
     loaded = Loaded(model, preprocess_of(model), tokenizer)
-    loop = _Loop(config, loaded, data, held_out, optimizer, steps, device)
+    loop = _Loop(config, loaded, teacher, data, held_out, optimizer, steps, device)
     began = time.perf_counter()
     loop.run(quiet)
     trained, memory = time.perf_counter() - began, peak_memory_mib(device)
@@ -124,6 +127,7 @@ class _Loop:
 
     config: TrainConfig
     loaded: Loaded
+    teacher: Teacher | None
     data: TrainingData
     held_out: HeldOut | None
     optimizer: Optimizer
@@ -151,22 +155,27 @@ class _Loop:
     def _one(self, batch: Batch, log: _Log, show: Callable[..., None]) -> None:
         began = time.perf_counter()
         done, model, optim = batch.step + 1, self.loaded.model, self.config.optim
+        soft = self._soft_targets(batch)
         loss, image_points, text_points = train_step(
             model,
-            self._pixels(batch),
+            self._pixels(batch, self.loaded.preprocess),
             batch.ids,
             batch.groups.to(self.device) if self.config.loss.positives == "caption" else None,
             self.config.loss.loss,
             optim.precision,
             optim.micro_batch,
+            soft,
         )
-        lr = self.optimizer.lr
+        logged = done % self.config.log_every == 0 or done in (1, self.steps)
+        lr, apart = self.optimizer.lr, {}
+        if logged and soft is not None:
+            with torch.no_grad():
+                apart = {"divergence": soft.divergence(image_points, text_points).item()}
         self.optimizer.step()
         model.temperature.update(done / self.steps)
         self._images += len(batch.squares)
-        logged = done % self.config.log_every == 0 or done in (1, self.steps)
         if logged:
-            self.last = {"loss": loss.item(), "scale": model.temperature.scale.item(), "lr": lr}
+            self.last = {"loss": loss.item(), "scale": model.temperature.scale.item(), "lr": lr, **apart}
             if not math.isfinite(self.last["loss"]):
                 raise UserError(f"the loss is {self.last['loss']} at step {done}: the run diverged; try a lower --lr")
             self.last |= similarity_figures(model, image_points, text_points)
@@ -178,8 +187,15 @@ class _Loop:
         if done % every == 0 or done == self.steps:
             self._validate(done, log)
 
-    def _pixels(self, batch: Batch) -> Tensor:
-        preprocess = self.loaded.preprocess
+    def _soft_targets(self, batch: Batch) -> SoftTargets | None:
+        """What the teacher says of a batch in the student's own view of it, at the teacher's size."""
+        if self.teacher is None:
+            return None
+        optim, images = self.config.optim, self._pixels(batch, self.teacher.loaded.preprocess)
+        return self.teacher.targets(self.loaded.model, images, batch.ids, optim.precision, optim.micro_batch)
+
+    def _pixels(self, batch: Batch, preprocess: Preprocess) -> Tensor:
+        """(B, 3, S, S) as a model wants them; one batch and step give every model the same crops and colours."""
         squares = batch.squares.to(self.device)
         if not self.config.data.augment:
             return preprocess.batch(squares)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import time
 from pathlib import Path
 
@@ -21,11 +22,12 @@ from oblique_clip.bench.measure import (
 )
 from oblique_clip.bench.run import SUITES, bench
 from oblique_clip.bench.step import Pairs, open_clip_model, same_step, their_step
+from oblique_clip.device import keep_freed_memory
 from oblique_clip.errors import UserError
 
 CPU = torch.device("cpu")
 SAME_LOSS = 1e-4
-"""What the issue of equal steps allows; a few roundings of float32 are 1e-6."""
+"""What the bench asks of equal steps; a few roundings of float32 are 1e-6."""
 
 
 def sleeper(seconds: float) -> Task:
@@ -68,8 +70,31 @@ def test_an_aim_is_reached_or_not(aim: str, ratio: float, reached: bool | None) 
     assert Row("s", "w", 1, 1, "s", "p", ratio, aim).reached is reached
 
 
+def test_an_aim_is_not_reached_by_other_numbers() -> None:
+    assert not Row("s", "w", 1, 1, "s", "p", 9.0, ">= 2.5", holds=False).reached
+
+
 def test_memory_is_what_was_taken_beyond_what_stood_before() -> None:
     assert apart(taken_mib) == pytest.approx(200, abs=20)
+
+
+def kept_mib(keep: bool) -> float:
+    """Resident memory that is left when 512 MiB have been taken and freed."""
+    if keep:
+        keep_freed_memory()
+    before = resident_mib()
+    torch.ones(512 * 2**18)
+    return resident_mib() - before
+
+
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_freed_memory_is_kept_on_request() -> None:
+    assert apart(kept_mib, False) < 100
+    assert apart(kept_mib, True) > 500
 
 
 def test_the_reference_with_a_shorter_context_is_the_reference() -> None:
@@ -101,7 +126,7 @@ def test_a_run_writes_every_figure_and_the_machine(tmp_path: Path, capsys: pytes
     assert report["machine"]["versions"]["torch"] in printed
     assert report["rows"] and {row["suite"] for row in report["rows"]} == {"start"}
     assert all(row["runs"] for row in report["rows"])
-    assert all(f"{row['ratio']:.2f}" in printed for row in report["rows"])
+    assert all(f"{row['ratio']:.3g}" in printed for row in report["rows"])
 
 
 def test_every_suite_is_there_and_others_are_refused() -> None:
@@ -111,3 +136,9 @@ def test_every_suite_is_there_and_others_are_refused() -> None:
         assert callable(importlib.import_module(f"oblique_clip.bench.{name}").rows)
     with pytest.raises(UserError, match="unknown suite 'stepp'; there is step"):
         bench(BenchConfig(only=("stepp",)))
+
+
+def test_a_folder_for_json_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        bench(BenchConfig(only=("step",), json=str(tmp_path)))
+    assert not list(tmp_path.parent.glob("*.part"))

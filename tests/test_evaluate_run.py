@@ -22,7 +22,7 @@ from oblique_clip.errors import UserError
 from oblique_clip.evaluate.encode import encode_images, encode_texts
 from oblique_clip.evaluate.run import EvaluateConfig, evaluate
 from oblique_clip.evaluate.tasks import HeldOut, evaluate_emoji
-from oblique_clip.evaluate.zeroshot import PLAIN
+from oblique_clip.evaluate.templates import PLAIN
 
 SMALL = Architecture(patch_size=16, vision_width=32, vision_layers=1, text_width=32, text_layers=1)
 # A family of few pictures is judged; the concepts are not, which keeps it fast.

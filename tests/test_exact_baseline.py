@@ -10,8 +10,9 @@ from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 
 from oblique_clip.config import SIZES, ModelConfig, OptimConfig
+from oblique_clip.interop.open_clip import from_open_clip
 from oblique_clip.loss import LOSSES, info_nce
-from oblique_clip.model import DualEncoder, create_model, from_open_clip
+from oblique_clip.model import DualEncoder, create_model
 from oblique_clip.optim import Optimizer
 from oblique_clip.tokenizer import cut_to_longest, get_tokenizer
 from oblique_clip.train import train_step

@@ -400,3 +400,22 @@ def test_a_tile_below_one_is_refused() -> None:
     topology = parse_topology("sphere(6)")
     with pytest.raises(UserError, match="at least 1"):
         info_nce(*batch(topology), topology, SCALE, tile=0)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values())
+def test_pairs_that_do_not_match_in_number_are_refused(loss: Loss) -> None:
+    topology = parse_topology("sphere(6)")
+    x, y = batch(topology)
+    with pytest.raises(UserError, match="there are 5 images, 3 captions"):
+        loss(x, y[:3], topology, SCALE)
+    with pytest.raises(UserError, match="5 images, 5 captions, 6 groups"):
+        loss(x, y, topology, SCALE, groups=torch.arange(6))
+
+
+@pytest.mark.parametrize("tile", [None, 2])
+def test_second_derivatives_are_refused_rather_than_left_out(tile: int | None) -> None:
+    topology = parse_topology("sphere(6)")
+    x, y = batch(topology)
+    loss = info_nce(x.requires_grad_(), y, topology, SCALE, tile=tile)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(loss, x, create_graph=True)

@@ -10,7 +10,7 @@ from conftest import TINY, relative_error
 
 from oblique_clip.config import ModelConfig, TemperatureConfig
 from oblique_clip.errors import UserError
-from oblique_clip.model import DualEncoder, create_model, from_open_clip, preprocess_of
+from oblique_clip.model import DualEncoder, create_model, preprocess_of
 from oblique_clip.topology import parse_topology
 
 SPECS = ["oblique(8,4)", "oblique(8,4)/geodesic", "sphere(32)", "euclidean(32)", "lorentz(32)"]
@@ -191,35 +191,3 @@ def open_clip_model(
     vision = {"layers": 1, "width": 64, "image_size": 32, "patch_size": 16} | (vision or {})
     text = {"layers": 1, "width": 32, "heads": 2, "context_length": 16, "vocab_size": 100} | (text or {})
     return open_clip.CLIP(32, vision, text, **options)
-
-
-@pytest.mark.parametrize(
-    "vision, text",
-    [
-        ({}, {"no_causal_mask": True}),
-        ({}, {"pool_type": "last"}),
-        ({}, {"proj_type": "none"}),
-        ({"pool_type": "avg"}, {}),
-        ({"no_ln_pre": True}, {}),
-        ({"ls_init_value": 0.1}, {}),
-        ({"layers": [1, 1, 1, 1], "width": 16}, {}),
-        ({"timm_model_name": "vit_tiny_patch16_224", "timm_model_pretrained": False}, {}),
-    ],
-)
-def test_an_open_clip_model_of_other_towers_is_refused(vision: dict[str, object], text: dict[str, object]) -> None:
-    from_open_clip(open_clip_model())
-    with pytest.raises(UserError, match="plain transformers"):
-        from_open_clip(open_clip_model(vision, text))
-
-
-def test_another_activation_is_refused() -> None:
-    """It has no weights of its own, so only a look at the layers can tell."""
-    with pytest.raises(UserError, match="plain transformers"):
-        from_open_clip(open_clip_model(quick_gelu=True))
-
-
-def test_a_bias_is_taken_over() -> None:
-    model = open_clip_model(init_logit_bias=-10)
-    ids = torch.tensor([[1, 2, 99] + [0] * 13])
-    theirs, _ = model.get_logits(PICTURES, ids)
-    assert relative_error(from_open_clip(model).get_logits(PICTURES, ids)[0], theirs) < 10 * SAME

@@ -233,3 +233,13 @@ def test_groups_of_any_integers_match_where_they_are_equal(image_groups: list[in
     found = group_matches(*(torch.tensor(side, dtype=torch.int64) for side in (image_groups, text_groups)))
     by_hand = [(i, j) for i, own in enumerate(image_groups) for j, other in enumerate(text_groups) if own == other]
     assert found.shape == (len(by_hand), 2) and sorted(map(tuple, found.tolist())) == by_hand
+
+
+def test_ranks_of_half_precision_embeddings_are_counted_exactly() -> None:
+    """Counted in bfloat16 itself, sums beyond 256 would be rounded."""
+    topology = parse_topology("sphere(16)")
+    points = topology.project(torch.randn(2, 600, 1, 16)).bfloat16()
+    scores = topology.similarity(*points)
+    matches = torch.arange(600)[:, None].expand(-1, 2)
+    expected = (scores >= scores.diagonal()[:, None]).sum(1) - 1
+    assert torch.equal(best_ranks(*points, matches, topology), expected)

@@ -10,15 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-VERDICTS = {None: "", True: "reached", False: "**not reached**"}
+from oblique_clip.bench.run import VERDICTS, figure
 
 
 def markdown(report: dict[str, Any]) -> str:
     """A row a figure; seconds below one in milliseconds."""
     lines = ["| what | peer | ours | peer's | ratio | aim | |", "|---|---|---|---|---|---|---|"]
     for row in report["rows"]:
-        ours, peer = (_figure(row[side], row["unit"]) for side in ("ours", "peer"))
-        cells = [f"{row['suite']}: {row['what']}", row["peer_name"], ours, peer, f"{row['ratio']:.2f}"]
+        ours, peer = (figure(row[side], row["unit"]) for side in ("ours", "peer"))
+        cells = [f"{row['suite']}: {row['what']}", row["peer_name"], ours, peer, f"{row['ratio']:.3g}"]
         lines.append("| " + " | ".join([*cells, row["aim"], VERDICTS[row["reached"]]]) + " |")
     notes = [f"- {row['what']}: {row['note']}" for row in report["rows"] if row["note"]]
     where = report["machine"]
@@ -27,12 +27,6 @@ def markdown(report: dict[str, Any]) -> str:
         f"{where['cpu']} ({where['instructions']}), {where['cores']} cores, {where['threads']} threads; {versions}"
     )
     return "\n".join([*lines, "", *notes, "", machine])
-
-
-def _figure(value: float, unit: str) -> str:
-    if unit == "s":
-        return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
-    return f"{value:,.1f} {unit}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..evaluate.zeroshot import build_classifier
-from ..model import from_open_clip
+from ..interop.open_clip import from_open_clip
 from ..tokenizer import get_tokenizer
 from .measure import BenchConfig, Row, Task, faster, interleaved
 
@@ -44,11 +44,7 @@ def rows(config: BenchConfig, device: torch.device) -> list[Row]:
     rounds = 1 if config.full else config.rounds
     runs = interleaved({name: task(name) for name in builders}, rounds, device, warmup=0)
     what = f"classifier, {len(names):,} names x {len(open_clip.OPENAI_IMAGENET_TEMPLATES)} templates"
-    return [
-        faster("classifier", what, runs, peer, ">= 5", _difference(weights["ours"], weights[peer], peer))
-        for peer in builders
-        if peer != "ours"
-    ]
+    return [_row(what, runs, peer, weights, ">= 5" if config.full else "") for peer in builders if peer != "ours"]
 
 
 def builders_of(device: torch.device) -> dict[str, Builder]:
@@ -74,7 +70,7 @@ def builders_of(device: torch.device) -> dict[str, Builder]:
     def clip_benchmarks(names: list[str]) -> Tensor:
         # Its progress bar is no part of the table; its autocast would give other weights.
         with contextlib.redirect_stderr(io.StringIO()):
-            return zero_shot_classifier(peer, tokenizer, names, texts, device.type, amp=False).cpu()
+            return zero_shot_classifier(peer, tokenizer, names, texts, str(device), amp=False).cpu()
 
     return {**builders, "CLIP_benchmark": clip_benchmarks}
 
@@ -89,7 +85,8 @@ def _model() -> Any:
         return open_clip.CLIP(512, vision, text)
 
 
-def _difference(ours: Tensor, theirs: Tensor, peer: str) -> str:
-    difference = float((ours.double() - theirs.double()).norm() / theirs.double().norm())
-    verdict = "within" if difference <= TOLERANCE else "MORE THAN"
-    return f"weights differ from {peer}'s by {difference:.1e}, {verdict} {TOLERANCE:.0e}"
+def _row(what: str, runs: dict[str, list[float]], peer: str, weights: dict[str, Tensor], aim: str) -> Row:
+    ours, theirs = (weights[name].double() for name in ("ours", peer))
+    difference = float((ours - theirs).norm() / theirs.norm())
+    note = f"weights differ from {peer}'s by {difference:.1e} (aim {TOLERANCE:.0e})"
+    return faster("classifier", what, runs, peer, aim, note, difference <= TOLERANCE)

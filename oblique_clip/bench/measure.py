@@ -48,7 +48,7 @@ class Row:
     ours: float
     peer: float
     unit: str
-    """Of `ours` and `peer`: "s", "MiB", "img/s" or "%"."""
+    """Of `ours` and `peer`: "s", "MiB" or "GFLOP/s"."""
     peer_name: str
     ratio: float
     """How many times better ours is, or, for a cost, what ours costs in the peer's units."""
@@ -57,6 +57,8 @@ class Row:
     note: str = ""
     runs: dict[str, list[float]] | None = None
     """Every single run behind the medians."""
+    holds: bool = True
+    """Whether what has to be equal is: without it no aim is reached."""
 
     @property
     def reached(self) -> bool | None:
@@ -64,13 +66,16 @@ class Row:
         if not self.aim:
             return None
         sign, bound = self.aim.split()
-        return self.ratio >= float(bound) if sign == ">=" else self.ratio <= float(bound)
+        return self.holds and (self.ratio >= float(bound) if sign == ">=" else self.ratio <= float(bound))
 
 
-def faster(suite: str, what: str, runs: dict[str, list[float]], peer: str, aim: str = "", note: str = "") -> Row:
+def faster(
+    suite: str, what: str, runs: dict[str, list[float]], peer: str, aim: str = "", note: str = "", holds: bool = True
+) -> Row:
     """A row of seconds: `runs` has the key "ours" and the peer's name; the ratio is peer over ours."""
     ours, theirs = statistics.median(runs["ours"]), statistics.median(runs[peer])
-    return Row(suite, what, ours, theirs, "s", peer, theirs / ours, aim, note, {k: runs[k] for k in ("ours", peer)})
+    both = {name: runs[name] for name in ("ours", peer)}
+    return Row(suite, what, ours, theirs, "s", peer, theirs / ours, aim, note, both, holds)
 
 
 def interleaved(
@@ -92,12 +97,14 @@ def interleaved(
 def seconds_of(task: Task, device: torch.device) -> float:
     """Time of one run, by CUDA events on a CUDA device."""
     if device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        task()
-        end.record()
-        torch.cuda.synchronize(device)
-        return float(start.elapsed_time(end)) / 1000
+        # Events are recorded on the current device, which is not the one asked for by itself.
+        with torch.cuda.device(device):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            task()
+            end.record()
+            torch.cuda.synchronize(device)
+            return float(start.elapsed_time(end)) / 1000
     _finish(device)
     began = time.perf_counter()
     task()

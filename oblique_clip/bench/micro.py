@@ -6,7 +6,7 @@ import torch
 
 from ..config import model_config
 from ..device import peak_memory_mib
-from ..model import create_model
+from ..model import DualEncoder, create_model
 from ..step import train_step
 from .measure import BenchConfig, Row, Task, apart, extra_memory_mib, seconds_of
 
@@ -50,7 +50,7 @@ def measured(batch: int, micro_batch: int | None, device: str, threads: int) -> 
     return memory, seconds[0]
 
 
-def _step(model: torch.nn.Module, batch: int, micro_batch: int | None, device: torch.device) -> Task:
+def _step(model: DualEncoder, batch: int, micro_batch: int | None, device: torch.device) -> Task:
     images = torch.randn(batch, 3, 32, 32, device=device)
     ids = torch.randint(1, 4000, (batch, 8))
-    return lambda: train_step(model, images, ids, None, "info_nce", "float32", micro_batch)  # type: ignore[arg-type]
+    return lambda: train_step(model, images, ids, None, "info_nce", "float32", micro_batch)

@@ -10,14 +10,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from .measure import BenchConfig, Row, seconds_of
-from .step import Step, same_step
+from .measure import BenchConfig, Row, apart, seconds_of
+from .step import Step, same_step, shipped
 
 SIDE = 2048
 # Beginnings of the names of torch's operations.
 KINDS = {
-    "linear layers": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mkldnn_conv", "aten::conv"),
-    "attention kernel": ("aten::_scaled_dot_product", "aten::_softmax"),
+    "linear layers": ("aten::mm", "aten::addmm", "aten::mkldnn_conv", "aten::conv"),
+    # On the CPU attention is two batched products in bf16, and torch's fused kernel in float32.
+    "attention": ("aten::_scaled_dot_product", "aten::_softmax", "aten::bmm", "aten::baddbmm"),
     "GELU": ("aten::gelu",),
     "layer norm": ("aten::native_layer_norm",),
     "copies and casts": ("aten::copy_", "aten::cat", "aten::stack", "aten::fill_", "aten::zero_", "aten::index"),
@@ -28,13 +29,21 @@ KINDS = {
 
 def rows(config: BenchConfig, device: torch.device) -> list[Row]:
     """Of `step`'s own model in both precisions: products a second beside a plain product's, and time by kind."""
-    found: list[Row] = []
-    for precision, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
-        step = same_step(device, "name", precision)
-        for _ in range(2):
-            step()
-        found += [_rate(step, precision, dtype, config.rounds, device), *_kinds(step, precision, device)]
-    return found
+    precisions = (("float32", torch.float32), ("bf16", torch.bfloat16))
+    threads = torch.get_num_threads()
+    return [row for case in precisions for row in apart(measured, *case, device, config.rounds, threads)]
+
+
+def measured(precision: str, dtype: torch.dtype, device: torch.device, rounds: int, threads: int) -> list[Row]:
+    """The rows of one precision; for a process of its own."""
+    torch.set_num_threads(threads)
+    # The same batch every time: what is counted in one step is what others are timed on.
+    pairs = shipped("name")
+    pairs.batches = pairs.batches[:1]
+    step = same_step(device, "name", precision)
+    for _ in range(2):
+        step()
+    return [_rate(step, precision, dtype, rounds, device), *_kinds(step, precision, device)]
 
 
 def _rate(step: Step, precision: str, dtype: torch.dtype, rounds: int, device: torch.device) -> Row:
@@ -60,6 +69,9 @@ def _kinds(step: Step, precision: str, device: torch.device) -> list[Row]:
         step()
     time: Counter[str] = Counter()
     for event in profiler.key_averages():
+        # On a GPU each kernel is listed once more, apart from the operation that called it.
+        if event.device_type.name != "CPU":
+            continue
         spent = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         time[_kind(event.key)] += spent / 1e6
     whole = sum(time.values())

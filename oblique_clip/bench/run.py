@@ -31,6 +31,8 @@ SUITES = {
     "start": "import and --help in a fresh interpreter",
 }
 
+VERDICTS = {None: "", True: "reached", False: "not reached"}
+
 
 def bench(config: BenchConfig) -> dict[str, Any]:
     """Run the suites, print their table and return the report, which also goes to `config.json`.
@@ -42,6 +44,8 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     if unknown:
         raise UserError(f"unknown suite {unknown[0]!r}; there is {', '.join(SUITES)}")
     check_ranges(config)
+    if config.json is not None and Path(config.json).is_dir():
+        raise UserError(f"--json {config.json} is a folder; name a file, such as {Path(config.json) / 'bench.json'}")
     device = pick_device(config.device)
     # For the processes of single measurements: geoopt's use of torch is nothing that a reader of figures could mend.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
@@ -107,9 +111,8 @@ def print_rows(rows: list[Row], where: dict[str, Any]) -> None:
     for heading in ("ours", "peer's", "ratio", "aim", ""):
         table.add_column(heading, justify="right")
     for row in rows:
-        verdict = {None: "", True: "reached", False: "not reached"}[row.reached]
-        figures = (_figure(row.ours, row.unit), _figure(row.peer, row.unit), f"{row.ratio:.2f}", row.aim, verdict)
-        table.add_row(row.what, row.peer_name, *figures, end_section=False)
+        figures = (figure(row.ours, row.unit), figure(row.peer, row.unit), f"{row.ratio:.3g}", row.aim)
+        table.add_row(row.what, row.peer_name, *figures, VERDICTS[row.reached])
     console = Console()
     console.print(table)
     for row in rows:
@@ -122,7 +125,8 @@ def print_rows(rows: list[Row], where: dict[str, Any]) -> None:
     )
 
 
-def _figure(value: float, unit: str) -> str:
+def figure(value: float, unit: str) -> str:
+    """A figure with its unit, seconds below one in milliseconds."""
     if unit == "s":
         return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
     return f"{value:,.1f} {unit}"

@@ -1,13 +1,14 @@
-"""A folder per class, for zero-shot evaluation: `DATA/<class name>/<any>.png`."""
+"""Pictures with a class each, for zero-shot evaluation, and the folder of `DATA/<class name>/<any>.png`."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
@@ -17,20 +18,23 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 
 @dataclass
-class ClassFolder:
+class ClassPictures:
     """Pictures by class; `labels` holds those read so far, unreadable ones are counted in `skipped`."""
 
     names: list[str]
-    paths: list[tuple[Path, int]]
+    samples: Iterable[tuple[Path | bytes | Image.Image, int]]
+    """Pictures and their places in `names`, read once."""
     labels: list[int] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
+    templates: tuple[str, ...] | None = None
+    """Prompts that came with the data."""
 
     def squares(self, side: int, batch_size: int = 256) -> Iterator[Tensor]:
         """Batches of uint8 (B, 3, side, side), in the order of `labels`."""
         batch: list[Tensor] = []
-        for path, label in self.paths:
+        for picture, label in self.samples:
             try:
-                batch.append(decode_square(path, side))
+                batch.append(decode_square(picture, side))
             except READ_ERRORS:
                 self.skipped["unreadable image"] += 1
                 continue
@@ -42,7 +46,7 @@ class ClassFolder:
             yield torch.stack(batch)
 
 
-def open_class_folder(root: Path) -> ClassFolder:
+def open_class_folder(root: Path) -> ClassPictures:
     """Classes are the sub-folders by name; an underscore in a name reads as a space.
 
     Raises:
@@ -61,4 +65,4 @@ def open_class_folder(root: Path) -> ClassFolder:
     ]
     if not paths:
         raise UserError(f"no picture in the sub-folders of {root}; looked for {', '.join(SUFFIXES)}")
-    return ClassFolder([folder.name.replace("_", " ") for folder in folders], paths)
+    return ClassPictures([folder.name.replace("_", " ") for folder in folders], paths)

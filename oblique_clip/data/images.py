@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,8 +35,32 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def middle_square(image: Image.Image, side: int) -> Image.Image:
+    """The middle square of an RGB image's shorter side, resized."""
+    # Pillow's bilinear filter widens with the reduction, as `Preprocess.batch` does: both ways give the same pixels.
+    return ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
+
+
+class Side(int):
+    """Pixels of a square's side, with another way to bring an RGB image of any size to it than `middle_square`.
+
+    It is passed wherever a side is, so that no source of pictures has to know of other libraries' ways.
+    """
+
+    cut: Callable[[Image.Image, int], Image.Image]
+
+    def __new__(cls, pixels: int, cut: Callable[[Image.Image, int], Image.Image]) -> Side:
+        side = super().__new__(cls, pixels)
+        side.cut = cut
+        return side
+
+    def __reduce__(self) -> tuple[type[Side], tuple[int, Callable[[Image.Image, int], Image.Image]]]:
+        # An integer would be copied without its second argument.
+        return Side, (int(self), self.cut)
+
+
 def decode_square(source: bytes | Path | Image.Image, side: int) -> Tensor:
-    """An image as the middle square of its shorter side, resized to uint8 (3, side, side).
+    """An image as uint8 (3, side, side): its `middle_square`, or what a `Side` says.
 
     Raises:
         OSError: where there is no such file, or Pillow cannot read it.
@@ -50,8 +76,7 @@ def decode_square(source: bytes | Path | Image.Image, side: int) -> Tensor:
         raise
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything, struct.error for one
         raise ValueError(f"damaged image: {error}") from error
-    # Pillow's bilinear filter widens with the reduction, as `Preprocess.batch` does: both ways give the same pixels.
-    image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
+    image = (side.cut if isinstance(side, Side) else middle_square)(image, int(side))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
@@ -63,8 +88,11 @@ class Preprocess:
     """
 
     image_size: int
+    """A `Side` where files are not cut to their middle square."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Of squares whose side is another, within 1/255 of Pillow's: bicubic is rounded as there, bilinear is not."""
 
     def __call__(self, image: Image.Image) -> Tensor:
         return self.batch(decode_square(image, self.image_size)[None])[0]
@@ -73,8 +101,13 @@ class Preprocess:
         """uint8 (B, 3, H, H) to float32 (B, 3, S, S), resized with antialiasing where sizes differ."""
         pixels = squares.float()
         if squares.shape[-1] != self.image_size:
-            size = (self.image_size, self.image_size)
-            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+            side = int(self.image_size)
+            if self.interpolation == "bicubic":
+                # Its weights overshoot at edges; Pillow cuts that off between the rows and the columns, and rounds.
+                rows = _resize(pixels, (pixels.shape[-2], side), "bicubic").round().clamp(0, 255)
+                pixels = _resize(rows, (side, side), "bicubic").round().clamp(0, 255)
+            else:
+                pixels = _resize(pixels, (side, side), "bilinear")
         return self.normalize(pixels)
 
     def normalize(self, pixels: Tensor) -> Tensor:
@@ -82,6 +115,10 @@ class Preprocess:
         mean = pixels.new_tensor(self.mean).view(3, 1, 1) * 255
         std = pixels.new_tensor(self.std).view(3, 1, 1) * 255
         return (pixels - mean) / std
+
+
+def _resize(pixels: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    return F.interpolate(pixels, size, mode=mode, antialias=True, align_corners=False)
 
 
 @dataclass(frozen=True)

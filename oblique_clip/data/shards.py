@@ -20,6 +20,7 @@ from .batches import Batch, caption_group, without_twins
 from .images import READ_ERRORS, decode_square
 
 SHUFFLE_BUFFER = 2000
+PICTURES = ("jpg", "jpeg", "png", "webp")
 
 
 def expand_shards(pattern: str) -> list[str]:
@@ -50,6 +51,14 @@ class Sample:
 
 def read_shards(urls: list[str], side: int, skipped: Counter[str], seed: int | None = None) -> Iterator[Sample]:
     """Decoded pairs of WebDataset shards once through, shuffled within a buffer where there is a seed."""
+    for record in read_records(urls, skipped, seed):
+        sample = _decode_record(record, side, skipped)
+        if sample is not None:
+            yield sample
+
+
+def read_records(urls: list[str], skipped: Counter[str], seed: int | None = None) -> Iterator[dict[str, Any]]:
+    """Samples of WebDataset shards, the bytes of each file by its extension; damaged ones are counted in `skipped`."""
     import webdataset
 
     def lenient(error: Exception) -> bool:
@@ -62,14 +71,11 @@ def read_shards(urls: list[str], side: int, skipped: Counter[str], seed: int | N
     )
     if seed is not None:
         stream = stream.shuffle(SHUFFLE_BUFFER, seed=seed)  # type: ignore[attr-defined]
-    for record in stream:
-        sample = _decode_record(record, side, skipped)
-        if sample is not None:
-            yield sample
+    yield from stream
 
 
 def _decode_record(record: dict[str, Any], side: int, skipped: Counter[str]) -> Sample | None:
-    picture = next((record[key] for key in ("jpg", "jpeg", "png", "webp") if key in record), None)
+    picture = next((record[key] for key in PICTURES if key in record), None)
     if picture is None:
         skipped["no image"] += 1
         return None

@@ -25,9 +25,8 @@ def retrieval(
 ) -> dict[str, float]:
     """recall@k in [0, 1]: the share of queries with a match among the k most similar candidates.
 
-    A candidate that is no match but exactly as similar as the
-    best match counts as ranked before it, so ties never help; nor do similarities that are no numbers. A query without
-    any match is a miss for every k.
+    A candidate that is no match but exactly as similar as the best match counts as ranked before it, so ties never
+    help; nor do similarities that are no numbers. A query without any match is a miss for every k.
 
     Args:
         image_points (N, ...), text_points (M, ...): points of `topology`.
@@ -62,17 +61,20 @@ def best_ranks(
     # A geodesic similarity holds the angles of every sphere at once.
     held = len(candidates) * (topology.m if topology.distance == "geodesic" else 1)
     chunk = chunk or max(1, SCORES // max(1, held))
+    matches = matches[matches[:, 0].argsort()]
+    starts = range(0, len(queries), chunk)
+    ends = torch.searchsorted(matches[:, 0].contiguous(), torch.tensor(starts, device=matches.device) + chunk)
     ranks = []
-    for start in range(0, len(queries), chunk):
+    for start, own_matches in zip(starts, matches.tensor_split(ends[:-1].cpu()), strict=True):
         scores = topology.similarity(queries[start : start + chunk], candidates)
-        rows, columns = matches[(matches[:, 0] >= start) & (matches[:, 0] < start + chunk)].unbind(1)
+        rows, columns = own_matches.unbind(1)
         rows = rows - start
         own = scores[rows, columns]
         best = scores.new_full((len(scores),), -torch.inf).scatter_reduce(0, rows, own, "amax")
         # The best match and those equal to it do not stand before it. No number is below, or above, one that is none.
         matched = torch.bincount(rows[~(own < best[rows])], minlength=len(scores))
         # In place, as ones and zeros whose sum is exact in float32 up to 2**24 candidates.
-        below = scores.lt_(best[:, None]).sum(1).long()
+        below = scores.lt_(best[:, None]).sum(1, dtype=torch.float32).long()
         ranks.append(len(candidates) - below - matched)
     return torch.cat(ranks)
 

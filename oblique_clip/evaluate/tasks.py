@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,13 @@ from ..config import DataConfig
 from ..data.batches import caption_group
 from ..data.emoji import EmojiSet, Record
 from ..data.splits import split_emoji
+from ..topology import Topology
+from .calibration import FITTED, OWN, calibration, fit_temperature
 from .encode import encode_images, encode_texts
 from .floors import pixel_neighbour, thumbnails
 from .retrieval import group_matches, retrieval
-from .zeroshot import PLAIN, build_classifier, classification, rank_figures
+from .templates import PLAIN, Prompts
+from .zeroshot import build_classifier, classification, rank_figures
 
 if TYPE_CHECKING:
     from ..checkpoint import Loaded
@@ -38,10 +41,16 @@ class HeldOut:
         self.splits = split_emoji(config)
 
     @cached_property
+    def concepts(self) -> EmojiSet:
+        """Pictures of emoji, clip art not among them, whose names training never saw."""
+        held = self.splits.concepts
+        return held.select(_where(held, lambda record: record.family != NOT_EMOJI).numpy())
+
+    @cached_property
     def pixel_ranks(self) -> Tensor:
         """Rank (N,) that the nearest training pictures give to each test picture's own name, the pixel floor."""
         test, train = self.splits.test, self.splits.train
-        names, labels = _labels(test)
+        names, labels = concept_labels(test)
         place = {name: i for i, name in enumerate(names)}
         known = train.select(np.array([record.concept in place for record in train.records]))
         known_labels = torch.tensor([place[record.concept] for record in known.records])
@@ -50,51 +59,66 @@ class HeldOut:
         )
 
 
-def evaluate_emoji(loaded: Loaded, held_out: HeldOut, templates: Sequence[str] = PLAIN) -> dict[str, Any]:
+def evaluate_emoji(loaded: Loaded, held_out: HeldOut, templates: Prompts = PLAIN) -> dict[str, Any]:
     """Every evaluation of the shipped set that was held out of training.
 
     Args:
-        templates: prompts for the names that pictures are classified among.
+        templates: prompts for the names that pictures are classified among; see `build_classifier`.
 
     Returns:
         `family`: zero-shot figures of the test families beside the pixel floor, and both again for the names that
         training knows from other families, without flags, and for each source; `retrieval`: recall on the same
         pictures; `concepts`: zero-shot figures of emoji that training never named, among the names of those alone
-        (no neighbour in pixels can name them: their floor is chance).
+        (no neighbour in pixels can name them: their floor is chance). Zero-shot figures of a whole come with its
+        `calibration` under `calibration_scales`.
     """
     splits = held_out.splits
+    scales = calibration_scales(loaded, held_out, templates)
     report: dict[str, Any] = {}
     if len(splits.test):
         points = encode_images(loaded.model, _squares(splits.test), loaded.preprocess)
-        report["family"] = _family(loaded, points, held_out, templates)
+        report["family"] = _family(loaded, points, held_out, templates, scales)
         report["retrieval"] = _retrieval(loaded, points, splits.test)
-    concepts = splits.concepts.select(_where(splits.concepts, lambda record: record.family != NOT_EMOJI).numpy())
-    if len(concepts):
-        report["concepts"] = zero_shot_emoji(loaded, concepts, templates)
+    if len(held_out.concepts):
+        case = _case(loaded, held_out.concepts, templates)
+        figures = {**classification(*case), **calibration(*case, scales)}
+        report["concepts"] = {**figures, "images": len(held_out.concepts), "classes": len(case[2])}
     return report
 
 
-def zero_shot_emoji(loaded: Loaded, emoji: EmojiSet, templates: Sequence[str] = PLAIN) -> dict[str, Any]:
-    """Zero-shot figures of the pictures of `emoji` among its own concept names."""
+def calibration_scales(loaded: Loaded, held_out: HeldOut, templates: Prompts = PLAIN) -> dict[str, float]:
+    """The model's own scale, and the one fitted on the validation families among their names, where there are any."""
+    scales = {OWN: float(loaded.model.temperature.scale.detach().cpu())}
+    if len(held_out.splits.val):
+        points, labels, classifier, topology = _case(loaded, held_out.splits.val, templates)
+        similarity = topology.similarity(points, classifier)
+        # A model that has diverged has no scale to be mended by.
+        if similarity.isfinite().all():
+            scales[FITTED] = fit_temperature(similarity, labels)
+    return scales
+
+
+def _case(loaded: Loaded, emoji: EmojiSet, templates: Prompts) -> tuple[Tensor, Tensor, Tensor, Topology]:
+    """Points and labels of the pictures of `emoji`, a classifier of its own concept names, and their topology."""
     model, preprocess, tokenizer = loaded
-    names, labels = _labels(emoji)
+    names, labels = concept_labels(emoji)
     points = encode_images(model, _squares(emoji), preprocess)
-    classifier = build_classifier(model, tokenizer, names, templates)
-    figures = classification(points, labels, classifier, model.topology)
-    return {**figures, "images": len(emoji), "classes": len(names)}
+    return points, labels, build_classifier(model, tokenizer, names, templates), model.topology
 
 
 def validation_score(loaded: Loaded, held_out: HeldOut) -> dict[str, float] | None:
     """Zero-shot figures on the validation families, the deciding one first; None where there are none."""
     if not len(held_out.splits.val):
         return None
-    figures = zero_shot_emoji(loaded, held_out.splits.val)
+    figures = classification(*_case(loaded, held_out.splits.val, PLAIN))
     return {name: figures[name] for name in ("top1", "top5", "mean_per_class")}
 
 
-def _family(loaded: Loaded, points: Tensor, held_out: HeldOut, templates: Sequence[str]) -> dict[str, Any]:
+def _family(
+    loaded: Loaded, points: Tensor, held_out: HeldOut, templates: Prompts, scales: dict[str, float]
+) -> dict[str, Any]:
     test, floor = held_out.splits.test, held_out.pixel_ranks
-    names, labels = _labels(test)
+    names, labels = concept_labels(test)
     classifier = build_classifier(loaded.model, loaded.tokenizer, names, templates)
     known = {record.concept for record in held_out.splits.train.records}
     parts = {
@@ -115,6 +139,7 @@ def _family(loaded: Loaded, points: Tensor, held_out: HeldOut, templates: Sequen
     everything = torch.ones(len(test), dtype=torch.bool)
     return {
         **figures(everything),
+        **calibration(points, labels, classifier, loaded.model.topology, scales),
         "classes": len(names),
         "parts": {name: figures(keep) for name, keep in parts.items()},
     }
@@ -134,7 +159,7 @@ def _squares(emoji: EmojiSet) -> Iterator[Tensor]:
         yield emoji.images(np.arange(start, min(start + CHUNK, len(emoji))))
 
 
-def _labels(emoji: EmojiSet) -> tuple[list[str], Tensor]:
+def concept_labels(emoji: EmojiSet) -> tuple[list[str], Tensor]:
     """Distinct concepts in alphabetical order, and each picture's place among them."""
     names = sorted({record.concept for record in emoji.records})
     place = {name: i for i, name in enumerate(names)}

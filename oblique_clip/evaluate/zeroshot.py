@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,49 +13,60 @@ from ..errors import UserError
 from ..tokenizer import Tokenizer
 from ..topology import Topology
 from .encode import Encoder, encode_texts
+from .templates import PLAIN, Prompts, prompts_of
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from ..checkpoint import Loaded
 
-Template = str | Callable[[str], str]
-PLAIN: tuple[str, ...] = ("{}",)
 PROMPTS = 16384
 """Prompts of a classifier held at once: enough to fill batches of like length, whatever the number of classes."""
 
 
 @torch.no_grad()
-def build_classifier(
-    model: Encoder, tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[Template] = PLAIN
-) -> Tensor:
+def build_classifier(model: Encoder, tokenizer: Tokenizer, names: Sequence[str], templates: Prompts = PLAIN) -> Tensor:
     """One point a class, (K, *point_shape): the mean, on the manifold, of the class's prompts.
 
     Args:
-        templates: each with one `{}` for the name (Radford et al. 2021, 3.1.4), or a function of the name, as
-            open_clip's are.
+        templates: each with one `{}` (or `{c}`, CLIP_benchmark's) for the name (Radford et al. 2021, 3.1.4), or a
+            function of the name, as open_clip's are; or by name the sentences of each class, any number of them.
 
     Raises:
-        UserError: without names or templates, or for a template without `{}`.
+        UserError: without names or templates, for a template without `{}`, or a class without sentences.
     """
     if isinstance(names, str) or isinstance(templates, str):
         raise UserError("names and templates are lists of texts, not one text")
     if not names or not templates:
         raise UserError("zero-shot classification needs at least one class name and one template")
-    for template in templates:
-        if isinstance(template, str) and "{}" not in template:
-            raise UserError(f"template {template!r} has no {{}} for the class name")
-    together = max(1, PROMPTS // len(templates))
     means = []
-    for start in range(0, len(names), together):
-        part = names[start : start + together]
-        points = encode_texts(model, tokenizer, [_prompt(template, name) for template in templates for name in part])
-        means.append(model.topology.mean(points.unflatten(0, (len(templates), len(part)))))
+    for part in _together(prompts_of(names, templates)):
+        points = encode_texts(model, tokenizer, [prompt for prompts in part for prompt in prompts])
+        means.append(_means(points.split([len(prompts) for prompts in part]), model.topology))
     return torch.cat(means)
 
 
-def _prompt(template: Template, name: str) -> str:
-    return template.replace("{}", name) if isinstance(template, str) else template(name)
+def _together(prompts: list[list[str]]) -> Iterator[list[list[str]]]:
+    """Classes in order, as many at a time as have `PROMPTS` prompts together; at least one."""
+    part: list[list[str]] = []
+    held = 0
+    for own in prompts:
+        if part and held + len(own) > PROMPTS:
+            yield part
+            part, held = [], 0
+        part.append(own)
+        held += len(own)
+    yield part
+
+
+def _means(points: Sequence[Tensor], topology: Topology) -> Tensor:
+    """Mean of the prompts of each class (P_k, *point_shape), (K, *point_shape); classes of equal P_k at once."""
+    counts = torch.tensor([len(own) for own in points])
+    means = points[0].new_empty(len(points), *points[0].shape[1:])
+    for count in counts.unique():
+        rows = (counts == count).nonzero()[:, 0]
+        means[rows] = topology.mean(torch.stack([points[row] for row in rows.tolist()], 1))
+    return means
 
 
 @torch.no_grad()
@@ -65,7 +76,9 @@ def classification(
     """Accuracies in [0, 1] of N pictures among K classes.
 
     Ties count against us: a class exactly as similar as the right one is ranked before it, and so is every class where
-    similarities are no numbers.
+    similarities are no numbers. So classes of one name are never right, as their points are equal: in open_clip's names
+    of ImageNet these are 4 of 1,000 classes ("missile" and "sunglasses" occur twice). Where argmax decides, the first
+    of the two gets the pictures of both.
 
     Returns:
         `top1`, `top5`, `mean_per_class` (of top-1, over the classes that occur), `chance` (of top-1).
@@ -97,7 +110,7 @@ def classify(
     model_or_path: Loaded | str | Path,
     images: Sequence[Image.Image | str | Path],
     names: Sequence[str],
-    templates: Sequence[str] | None = None,
+    templates: Prompts | None = None,
 ) -> tuple[Tensor, list[str]]:
     """Probabilities (N, K) of each picture for each name, and the most probable name of each picture.
 

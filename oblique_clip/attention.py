@@ -1,0 +1,73 @@
+"""What each class token looks at: the image tower's attention, as a map over the patches of a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .blocks import attentions
+from .errors import UserError
+from .towers import ImageTower, OpenClipImageTower
+
+if TYPE_CHECKING:
+    from .model import DualEncoder
+
+
+@torch.no_grad()
+def token_attention(model: DualEncoder, images: Tensor, rollout: bool = False) -> Tensor:
+    """The share of its attention that each class token gives to each patch, (B, tokens, h, w), mean over heads.
+
+    What a token gives to itself and to other prefix tokens is left out: a map sums to 1 at most. There are m tokens, or
+    one where the projection reads one token. The tower runs as in evaluation.
+
+    Args:
+        images: (B, 3, H, W), normalised.
+        rollout: the attention of all blocks instead of the last one's, composed as (A + I) / 2 from block to block
+            (Abnar & Zuidema 2020, arXiv 2005.00928).
+
+    Raises:
+        UserError: for images of another size, or an image tower whose blocks are not plain.
+    """
+    model.check_images(images)
+    tower = _attending(model.visual)
+    training = tower.training
+    tower.eval()
+    try:
+        maps = attentions(tower.blocks, tower.embed(images))
+        shares = rolled_out(maps) if rollout else _last(maps).mean(1)
+    finally:
+        tower.train(training)
+    return shares[:, : tower.num_tokens, tower.prefix :].unflatten(-1, tower.grid)
+
+
+def rolled_out(maps: Iterable[Tensor]) -> Tensor:
+    """The product of (A + I) / 2 over blocks, first block rightmost: (B, heads, L, L) each to (B, L, L).
+
+    Half stands for the branch that passes each position on as it is. Rows of A sum to 1, those of the product too.
+    """
+    product: Tensor | None = None
+    for shares in maps:
+        passed = torch.eye(shares.shape[-1], dtype=shares.dtype, device=shares.device)
+        step = (shares.mean(1) + passed) / 2
+        product = step if product is None else step @ product
+    assert product is not None, "a tower has blocks"
+    return product
+
+
+def _last(maps: Iterable[Tensor]) -> Tensor:
+    *_, last = maps
+    return last
+
+
+def _attending(tower: Any) -> ImageTower | OpenClipImageTower:
+    if not isinstance(tower, ImageTower | OpenClipImageTower):
+        raise UserError(
+            f"token attention needs a ViT of ours or of open_clip: {type(tower).__name__} has no class tokens"
+        )
+    if not tower.is_plain:
+        kind = type(tower.blocks[0]).__name__
+        raise UserError(f"token attention needs blocks of attention and MLP and no more: this tower's {kind} is more")
+    return tower

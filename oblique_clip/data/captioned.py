@@ -1,0 +1,129 @@
+"""Pictures with their captions, for retrieval: from a table, shards, or the caption JSON of COCO and Flickr.
+
+Everything comes as batches of uint8 squares (B, 3, H, H) with the captions of each picture.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .batches import PairSource
+from .shards import read_shards
+from .tables import FilePairs
+
+CHUNK = 256
+SPLIT = "test"
+WORKERS = 2
+
+Captioned = tuple[Tensor, list[list[str]]]
+
+
+@dataclass
+class CaptionedPictures:
+    """Distinct pictures, read once, and what was left out so far."""
+
+    batches: Iterator[Captioned]
+    skipped: Callable[[], Counter[str]]
+
+
+def of_pairs(pairs: PairSource) -> CaptionedPictures:
+    """The distinct pictures of a table, each with the captions of all its rows.
+
+    A picture is read at one of its rows, and counted once in `skipped` where that fails.
+    """
+    captions: dict[str, list[str]] = {}
+    row_of: dict[str, int] = {}
+    for row in range(len(pairs)):
+        key = pairs.image_key(row)
+        captions.setdefault(key, []).append(pairs.captions(row)[0])
+        row_of[key] = row
+    keys = list(row_of)
+
+    def batches() -> Iterator[Captioned]:
+        for start in range(0, len(keys), CHUNK):
+            part = keys[start : start + CHUNK]
+            squares, kept = pairs.fetch(np.array([row_of[key] for key in part]))
+            if kept:
+                yield squares, [captions[part[i]] for i in kept]
+
+    return CaptionedPictures(batches(), lambda: pairs.skipped)
+
+
+def of_shards(urls: list[str], side: int, by_line: bool = False) -> CaptionedPictures:
+    """The samples of WebDataset shards, each a picture of its own; `by_line` takes every line as a caption."""
+    skipped: Counter[str] = Counter()
+
+    def batches() -> Iterator[Captioned]:
+        samples = read_shards(urls, side, skipped)
+        while batch := list(islice(samples, CHUNK)):
+            texts = [sample.caption.strip().splitlines() if by_line else [sample.caption] for sample in batch]
+            yield torch.stack([sample.square for sample in batch]), texts
+
+    return CaptionedPictures(batches(), lambda: skipped)
+
+
+def of_json(path: Path, root: Path | None, side: int) -> CaptionedPictures:
+    """The captions of a JSON file as COCO's (`images`, `annotations`) or Karpathy's Flickr and COCO splits.
+
+    Of Karpathy's, whose images hold `sentences`, those with `split: test` count, or all where none has a split.
+
+    Args:
+        root: folder that the file names of the images start at; the JSON's own where None.
+
+    Raises:
+        UserError: for a file that is neither, has no captions, or none of whose images exists.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        rows = _karpathy(content) if "annotations" not in content else _coco(content)
+        good = [(image, caption) for image, caption in rows if _is_caption(caption)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no caption JSON ({type(error).__name__}: {error}); expected COCO's images and annotations, or "
+            "images with filename and sentences"
+        ) from error
+    if not good:
+        raise UserError(
+            f"{path} has no captions" + (f" for the split {SPLIT!r}" if "annotations" not in content else "")
+        )
+    folder = path.parent if root is None else root
+    paths = [folder / image for image, _ in good]
+    if not any(image.is_file() for image in dict.fromkeys(paths)):
+        raise UserError(f"{path}: none of its images exists, such as {paths[0]}; name their folder with --data-root")
+    pairs = FilePairs(paths, [caption for _, caption in good], side, WORKERS)
+    if len(good) < len(rows):
+        pairs.left_out["no caption"] = len(rows) - len(good)
+    return of_pairs(pairs)
+
+
+def _coco(content: dict[str, Any]) -> list[tuple[str, str]]:
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    return [(names[entry["image_id"]], entry["caption"]) for entry in content["annotations"]]
+
+
+def _karpathy(content: dict[str, Any]) -> list[tuple[str, str]]:
+    images = content["images"]
+    if any("split" in image for image in images):
+        images = [image for image in images if image.get("split") == SPLIT]
+    # Karpathy's COCO keeps the folder of a picture apart.
+    return [
+        (str(Path(image.get("filepath", "")) / image["filename"]), sentence["raw"])
+        for image in images
+        for sentence in image["sentences"]
+    ]
+
+
+def _is_caption(text: str) -> bool:
+    # JSON can spell half a surrogate pair, which is no text.
+    return bool(text.strip()) and not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -1,0 +1,279 @@
+"""`oblique-clip embed`: pictures encoded once, into a Parquet file that search and any vector database can read.
+
+Columns: `id`, `caption` and `split` (texts, null where unknown) and `vector`, a fixed number of float32. Under the key
+`oblique_clip` of the file's metadata stands JSON: the model, its `fingerprint`, its topology, `kind` and what was
+skipped. `kind` is `flat` where `Topology.flat` gives unit vectors, whose cosines rank as the topology does; where it
+has none it is `points`, the numbers of each point in a row, which no tool that knows only cosines can compare.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+
+from .checkpoint import Loaded, data_of, load
+from .config import DataConfig, check_ranges
+from .data.emoji import EmojiSet, load_emoji
+from .data.folders import SUFFIXES as PICTURES
+from .data.images import READ_ERRORS, decode_square
+from .data.shards import PICTURES as PICTURE_KEYS
+from .data.shards import expand_shards, read_records
+from .data.sources import is_shards
+from .data.splits import split_emoji
+from .data.tables import SUFFIXES as TABLES
+from .data.tables import FilePairs, open_table
+from .device import pick_device
+from .errors import UserError
+from .evaluate.encode import encode_images
+from .topology import Topology
+
+KEY = b"oblique_clip"
+FORMAT_VERSION = 1
+CHUNK = 256
+GROUP = 32 * CHUNK
+"""Rows of the file that are held until they are written together."""
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Encode pictures once, into a Parquet file of vectors."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """`emoji` (every shipped picture), a folder of pictures, a CSV, TSV or Parquet file, or .tar shards."""
+    model: str = "tiny-oblique"
+    """A run folder, a checkpoint file or the name of a shipped model."""
+    out: Path = Path("points.parquet")
+    """Parquet file to write."""
+    image_column: str = "image"
+    """Column with the image path (table)."""
+    caption_column: str = "caption"
+    """Column with the caption (table)."""
+    workers: int = 2
+    """Threads that decode the files of a folder or a table."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+
+
+class Item(NamedTuple):
+    """What is known of a picture besides its pixels."""
+
+    id: str
+    caption: str | None = None
+    split: str | None = None
+
+
+Batches = Iterator[tuple[Tensor, list[Item]]]
+"""uint8 squares (B, 3, H, H), each with its item."""
+
+
+def embed(config: EmbedConfig) -> dict[str, Any]:
+    """Write `config.out`, complete or not at all, and give what its metadata says.
+
+    Raises:
+        UserError: for a model or data that cannot be read, or where no picture can.
+    """
+    _arrow()
+    check_ranges(config)
+    loaded = load(config.model, pick_device(config.device))
+    skipped: Counter[str] = Counter()
+    batches = _open(config, loaded, skipped)
+    topology = loaded.model.topology
+    info: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "model": config.model,
+        "fingerprint": fingerprint(loaded.model),
+        "topology": topology.spec,
+        "embed_dim": topology.embed_dim,
+        "kind": "flat" if topology.flat_is_exact else "points",
+        "data": config.data,
+    }
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = config.out.with_name(config.out.name + ".part")
+    try:
+        info["pictures"] = _write(unfinished, loaded, batches, info, skipped)
+        unfinished.replace(config.out)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return info
+
+
+def to_vectors(topology: Topology, points: Tensor) -> Tensor:
+    """Points to what is stored of them, (B, numbers in a point); see the top of this file."""
+    return topology.flat(points) if topology.flat_is_exact else points.flatten(1)
+
+
+def to_points(topology: Topology, vectors: Tensor) -> Tensor:
+    """The inverse of `to_vectors`, to the last digits."""
+    rows = vectors.unflatten(1, topology.point_shape)
+    return topology.project(rows) if topology.flat_is_exact else rows
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short digest of all weights, which tells two models of one name apart."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _write(path: Path, loaded: Loaded, batches: Batches, info: dict[str, Any], skipped: Counter[str]) -> int:
+    """The file, and the number of its rows; the metadata comes last, as only then it is known what was skipped."""
+    arrow, parquet = _arrow()
+    topology = loaded.model.topology
+    width = topology.point_shape[0] * topology.point_shape[1]
+    texts = [(name, arrow.string()) for name in Item._fields]
+    schema = arrow.schema([*texts, ("vector", arrow.list_(arrow.float32(), width))])
+    count = 0
+    with parquet.ParquetWriter(path, schema) as writer:
+        while group := list(islice(batches, GROUP // CHUNK)):
+            items = [item for _, part in group for item in part]
+            points = encode_images(loaded.model, (squares for squares, _ in group), loaded.preprocess)
+            numbers = to_vectors(topology, points).float().flatten().numpy()
+            columns = [arrow.array(column, arrow.string()) for column in zip(*items, strict=True)]
+            vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(numbers), width)
+            writer.write_table(arrow.Table.from_arrays([*columns, vectors], schema=schema))
+            count += len(items)
+        if not count:
+            raise UserError("no picture could be read")
+        info.update(skipped=dict(skipped), pictures=count)
+        writer.add_key_value_metadata({KEY: json.dumps(info).encode()})
+    return count
+
+
+def _open(config: EmbedConfig, loaded: Loaded, skipped: Counter[str]) -> Batches:
+    """The pictures that `config.data` names; what cannot be read is counted in `skipped`."""
+    data, side = config.data, loaded.preprocess.image_size
+    if data == "emoji":
+        return _emoji_batches(config.model)
+    if is_shards(data):
+        return _shard_batches(expand_shards(data), side, skipped)
+    path = Path(data)
+    if path.is_dir():
+        return _file_batches(_open_folder(path, side, config.workers), path, skipped)
+    if not path.exists():
+        raise UserError(f"no such file or folder: {data}")
+    if path.suffix.lower() in TABLES:
+        table = DataConfig(
+            data=data, image_column=config.image_column, caption_column=config.caption_column, workers=config.workers
+        )
+        return _file_batches(open_table(path, table, side), path.parent, skipped)
+    raise UserError(
+        f"cannot tell what {data!r} is: expected 'emoji', a folder of pictures, a {', '.join(TABLES)} file, "
+        "or .tar shards"
+    )
+
+
+def _emoji_batches(model: str) -> Batches:
+    """Every shipped picture, by its source and place in it, with the part that it is in for this model."""
+    emoji, splits = load_emoji(), _splits_for(model)
+    seen: Counter[str] = Counter()
+    items = []
+    for row, record in enumerate(emoji.records):
+        items.append(Item(f"{record.source}/{seen[record.source]}", record.caption, splits.get(row)))
+        seen[record.source] += 1
+    for start in range(0, len(emoji), CHUNK):
+        rows = np.arange(start, min(start + CHUNK, len(emoji)))
+        yield emoji.images(rows), items[start : start + CHUNK]
+
+
+def _splits_for(model: str) -> dict[int, str]:
+    """`train`, `val`, `test` or `concepts` (see `EmojiSplits`) by row; nothing for a model trained on other data."""
+    try:
+        data = data_of(model)
+    except UserError:
+        return {}
+    if data.data != "emoji":
+        return {}
+    splits = split_emoji(data)
+    parts: dict[str, EmojiSet] = {
+        "train": splits.train,
+        "val": splits.val,
+        "test": splits.test,
+        "concepts": splits.concepts,
+    }
+    return {int(row): name for name, part in parts.items() for row in part.rows}
+
+
+def _shard_batches(urls: list[str], side: int, skipped: Counter[str]) -> Batches:
+    """Every picture of the shards, by shard and key, with its caption where it has one."""
+    pairs = _shard_pictures(urls, side, skipped)
+    while batch := list(islice(pairs, CHUNK)):
+        squares, items = zip(*batch, strict=True)
+        yield torch.stack(squares), list(items)
+
+
+def _shard_pictures(urls: list[str], side: int, skipped: Counter[str]) -> Iterator[tuple[Tensor, Item]]:
+    for record in read_records(urls, skipped):
+        picture = next((record[key] for key in PICTURE_KEYS if key in record), None)
+        if picture is None:
+            skipped["no image"] += 1
+            continue
+        try:
+            square = decode_square(picture, side)
+        except READ_ERRORS:
+            skipped["unreadable image"] += 1
+            continue
+        yield square, Item(f"{Path(record['__url__']).name}/{record['__key__']}", _caption(record))
+
+
+def _caption(record: dict[str, Any]) -> str | None:
+    try:
+        caption: str = record["txt"].decode() if "txt" in record else json.loads(record["json"])["caption"]
+        caption.encode()  # JSON can spell half a surrogate pair, which is no text
+        return caption.strip() or None
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _open_folder(root: Path, side: int, workers: int) -> FilePairs:
+    """Every picture in a folder and below it, without captions."""
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+    if not paths:
+        raise UserError(f"no picture in {root} or below it; looked for {', '.join(PICTURES)}")
+    return FilePairs(paths, [""] * len(paths), side, workers)
+
+
+def _file_batches(pairs: FilePairs, root: Path, skipped: Counter[str]) -> Batches:
+    """Each image file once, with the caption of its first row, by its path below `root`."""
+    first: dict[str, int] = {}
+    for row in range(len(pairs)):
+        first.setdefault(pairs.image_key(row), row)
+    keys, single = list(first), np.array(list(first.values()))
+    for start in range(0, len(single), CHUNK):
+        squares, kept = pairs.fetch(single[start : start + CHUNK])
+        items = [
+            Item(_below(root, keys[start + place]), pairs.captions(int(single[start + place]))[0] or None)
+            for place in kept
+        ]
+        if items:
+            yield squares, items
+    skipped.update(pairs.skipped)
+
+
+def _below(root: Path, key: str) -> str:
+    path, folder = Path(key), root.resolve()
+    name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else key
+    # A file's name may hold bytes that are no text, which Parquet would refuse.
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _arrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError("embed and search need pyarrow: pip install 'oblique-clip[search]'") from error
+    return pyarrow, pyarrow.parquet

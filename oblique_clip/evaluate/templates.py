@@ -1,0 +1,107 @@
+"""Prompts of a class: named lists of templates, files of one's own, and a description file with sentences a class."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources, util
+from pathlib import Path
+
+from ..data.benchmarks import read_lines
+from ..errors import UserError
+
+Template = str | Callable[[str], str]
+Prompts = Sequence[Template] | Mapping[str, Sequence[str]]
+"""Templates for every class, or by class name the sentences that describe it."""
+PLAIN: tuple[str, ...] = ("{}",)
+
+# open_clip's functions of a name (Radford et al. 2021): the 80 of the paper, and the seven that did best together.
+NAMED = {"openai": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
+CLIP_BENCHMARK = "clip_benchmark:"
+PLACE = re.compile(r"\{c?\}")
+
+
+def prompts_of(names: Sequence[str], prompts: Prompts) -> list[list[str]]:
+    """The prompts of each class: its sentences, or every template with its name in the place of `{}` or `{c}`.
+
+    Raises:
+        UserError: for a template without a place for the name, or a class without sentences.
+    """
+    if isinstance(prompts, Mapping):
+        without = [name for name in names if not prompts.get(name)]
+        if without:
+            raise UserError(
+                f"there are no descriptions for {len(without)} of {len(names)} classes, such as {without[0]!r}"
+            )
+        return [list(prompts[name]) for name in names]
+    for template in prompts:
+        if isinstance(template, str) and not PLACE.search(template):
+            raise UserError(f"template {template!r} has no {{}} for the class name")
+    return [[_filled(template, name) for template in prompts] for name in names]
+
+
+def _filled(template: Template, name: str) -> str:
+    # In one pass: braces in a name are letters.
+    return PLACE.sub(lambda _: name, template) if isinstance(template, str) else template(name)
+
+
+def read_templates(templates: tuple[str, ...]) -> tuple[Template, ...]:
+    """What `--templates` says: templates as they stand, or one word for a list of them.
+
+    The word is `openai` or `simple` (open_clip's lists), `clip_benchmark:NAME` (CLIP_benchmark's English list for its
+    data set NAME), or a file with a template a line.
+
+    Raises:
+        UserError: for a list or a file that does not exist.
+    """
+    if len(templates) != 1 or PLACE.search(templates[0]):
+        return templates
+    word = templates[0]
+    if word in NAMED:
+        import open_clip
+
+        return tuple(getattr(open_clip, NAMED[word]))
+    if word.startswith(CLIP_BENCHMARK):
+        return tuple(_clip_benchmark_templates(word.removeprefix(CLIP_BENCHMARK)))
+    if not Path(word).is_file():
+        raise UserError(
+            f"template {word!r} has no {{}} for the class name, is no file, and none of {', '.join(NAMED)}, "
+            f"{CLIP_BENCHMARK}NAME"
+        )
+    return tuple(read_lines(Path(word)))
+
+
+def _clip_benchmark_templates(name: str) -> list[str]:
+    if util.find_spec("clip_benchmark") is None:
+        raise UserError(f"{CLIP_BENCHMARK}{name} needs CLIP_benchmark: pip install 'oblique-clip[bench]'")
+    file = resources.files("clip_benchmark").joinpath("datasets/en_zeroshot_classification_templates.json")
+    lists: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8"))
+    if name not in lists:
+        raise UserError(f"CLIP_benchmark has no templates for {name!r}; there is {', '.join(sorted(lists))}")
+    return lists[name]
+
+
+def read_descriptions(path: Path) -> dict[str, list[str]]:
+    """Sentences by class name (CuPL: Pratt et al. 2023), from `{"cat": ["A cat is ...", ...], ...}`.
+
+    CLIP_benchmark's `cupl_prompts.json` has such a table under the one name of its data set; that is read too.
+
+    Raises:
+        UserError: for a file that is missing or something else.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+    if isinstance(table, dict) and len(table) == 1 and isinstance(inner := next(iter(table.values())), dict):
+        table = inner
+    if not isinstance(table, dict) or not all(_are_texts(sentences) for sentences in table.values()):
+        raise UserError(f"{path} must hold {{class name: [sentence, ...], ...}}")
+    return table
+
+
+def _are_texts(sentences: object) -> bool:
+    return isinstance(sentences, list) and all(isinstance(sentence, str) for sentence in sentences)

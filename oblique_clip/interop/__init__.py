@@ -1,0 +1,1 @@
+"""Other libraries and their models, one file each."""

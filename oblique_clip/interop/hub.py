@@ -1,0 +1,213 @@
+"""The Hugging Face hub, and any folder laid out like a repository of it: weights, settings and a model card.
+
+`model.safetensors` is what `save_model` writes, with the settings that rebuild the model in its header; `config.json`
+repeats them for people and for the hub; `README.md` is the model card. Nothing here runs code from a file: pickled
+weights are read with torch's `weights_only=True`, which refuses everything but tensors and plain containers.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..checkpoint import Loaded, _find, _header, data_of, home_of, load, save_model
+from ..config import DataConfig, ModelConfig, from_json, to_json, write_json
+from ..errors import UserError
+from ..model import DualEncoder
+from .card import model_card
+
+WEIGHTS, PICKLED, SETTINGS, CARD = "model.safetensors", "pytorch_model.bin", "config.json", "README.md"
+ADDRESS = "hf:"
+
+T = TypeVar("T")
+
+
+def save_pretrained(
+    source: DualEncoder | Loaded | str | Path,
+    folder: str | Path,
+    config: ModelConfig | None = None,
+    data: DataConfig | None = None,
+    results: dict[str, Any] | None = None,
+    license: str | None = None,
+) -> Path:
+    """Write a model as a folder that `from_pretrained` reads and `push_to_hub` uploads; gives the folder.
+
+    Args:
+        source: a model, or whatever `oblique_clip.load` takes: of a run folder, its best checkpoint.
+        config: needed for a model; a checkpoint brings its own.
+        data: what the model was trained on; a checkpoint brings its own.
+        results: a run's result.json for the card's table; a run folder brings its own.
+        license: the licence of the weights as the hub spells it, such as `apache-2.0`; none is stated without it.
+
+    Raises:
+        UserError: without a configuration, see `load`, or where `folder` is a run folder.
+    """
+    folder = Path(folder)
+    if (folder / "checkpoints").is_dir():
+        raise UserError(f"{folder} is a run folder, whose config.json would be lost: name another folder")
+    if isinstance(source, str | Path):
+        config, data, results = config or config_of(source), data or _data_of(source), results or _results_of(source)
+        source = load(source)
+    model = source.model if isinstance(source, Loaded) else source
+    if config is None:
+        raise UserError("save_pretrained needs the ModelConfig that the model was created from, or a checkpoint")
+    save_model(model, config, folder / WEIGHTS, data)
+    write_json(folder / SETTINGS, to_json(config))
+    (folder / CARD).write_text(model_card(folder.resolve().name, model, config, data, results, license), "utf-8")
+    return folder
+
+
+def from_pretrained(
+    folder_or_repo_id: str | Path, revision: str | None = None, device: str | torch.device = "cpu"
+) -> Loaded:
+    """The model of a folder, or of a repository on the hub, bit for bit as it was saved.
+
+    Args:
+        folder_or_repo_id: a folder that `save_pretrained` wrote, or `user/name`.
+        revision: branch, tag or commit of the repository.
+
+    Raises:
+        UserError: where neither a folder nor a repository is found, or its files are damaged or missing.
+    """
+    folder = Path(folder_or_repo_id)
+    if not folder.is_dir():
+        folder = _download(str(folder_or_repo_id), revision)
+    if (folder / WEIGHTS).is_file():
+        return load(folder / WEIGHTS, device)
+    if (folder / PICKLED).is_file():
+        return _load_pickled(folder, device)
+    raise UserError(f"{folder_or_repo_id} has no {WEIGHTS}")
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    message: str = "Upload an oblique_clip model",
+) -> str:
+    """Upload a folder of `save_pretrained` to `user/name`, made where it does not exist; gives the commit's address.
+
+    Args:
+        token: of the hub; without it the one that `hf auth login` or `$HF_TOKEN` left.
+
+    Raises:
+        UserError: for an incomplete folder, or where the hub cannot be reached or refuses.
+    """
+    folder = Path(folder)
+    for name in (WEIGHTS, SETTINGS, CARD):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} has no {name}: write it with save_pretrained")
+    api = _huggingface_hub().HfApi(token=token)
+
+    def upload() -> str:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            folder_path=folder, repo_id=repo_id, revision=revision, commit_message=message,
+            allow_patterns=[WEIGHTS, SETTINGS, CARD],
+        )  # fmt: skip
+        return str(commit.commit_url)
+
+    return _told(upload, f"cannot push to {repo_id} on the hub")
+
+
+def model_file(address: str) -> Path:
+    """The local copy of the weights that `hf:user/name`, or `hf:user/name@revision`, stands for.
+
+    Raises:
+        UserError: where the hub cannot be reached, or the repository is missing or holds no such file.
+    """
+    repo_id, _, revision = address.removeprefix(ADDRESS).partition("@")
+    path = _download(repo_id, revision or None) / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{repo_id} on the hub has no {WEIGHTS}")
+    return path
+
+
+def config_of(source: str | Path) -> ModelConfig:
+    """The settings in the header of a checkpoint, named as for `load`.
+
+    Raises:
+        UserError: as `load`.
+    """
+    if home_of(source):
+        raise UserError(f"{source} comes from elsewhere, without a ModelConfig of this library")
+    path = _find(Path(source))
+    header = _header(path)
+    if "config" not in header:
+        raise UserError(f"{path} has no oblique_clip configuration in its header")
+    return from_json(ModelConfig, header["config"], f"{path} (header)")
+
+
+def _data_of(source: str | Path) -> DataConfig | None:
+    try:
+        return data_of(source)
+    except UserError:
+        return None
+
+
+def _results_of(source: str | Path) -> dict[str, Any] | None:
+    path = Path(source) / "result.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def _load_pickled(folder: Path, device: str | torch.device) -> Loaded:
+    """A `state_dict` saved by torch beside a config.json."""
+    path = folder / PICKLED
+    try:
+        settings = json.loads((folder / SETTINGS).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / SETTINGS} is not a readable configuration: {error}") from error
+    from_json(ModelConfig, settings, str(folder / SETTINGS))
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path} holds more than weights, or is damaged, and is not read: {reason}") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{path} is no state_dict: expected tensors by name")
+    with tempfile.TemporaryDirectory() as scratch:
+        safe = Path(scratch) / WEIGHTS
+        header = {"config": json.dumps(settings), "logit_bias": json.dumps("logit_bias" in weights)}
+        save_file({name: value.contiguous() for name, value in weights.items()}, safe, header)
+        try:
+            return load(safe, device)
+        except UserError as error:
+            raise UserError(str(error).replace(str(safe), str(path))) from error
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    """The repository's files in the hub's cache."""
+    hub = _huggingface_hub()
+    files = [WEIGHTS, PICKLED, SETTINGS, CARD]
+    return _told(
+        lambda: Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=files)),
+        f"no folder {repo_id}, and no such model from the hub",
+    )
+
+
+def _told(action: Callable[[], T], failure: str) -> T:
+    """What `action` gives; its error in one line."""
+    try:
+        return action()
+    # The library under huggingface_hub, and so the class of a failed connection, differs between its versions.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{failure}: {reason}") from error
+
+
+def _huggingface_hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError("the hub needs huggingface_hub: pip install 'oblique-clip[hub]'") from error
+    return huggingface_hub

@@ -1,0 +1,298 @@
+"""open_clip's models as ours, and ours as open_clip's.
+
+`from_open_clip` takes over the weights of any two-tower model, `load_open_clip` finds it by its name in open_clip's
+registry with a pretrained tag or a local checkpoint, `to_open_clip` gives what open_clip's trainer, evaluators and
+transforms take. `to_oblique` (in `surgery`) goes from a sphere to an oblique manifold.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..checkpoint import Loaded
+from ..data.images import Preprocess, Side
+from ..errors import UserError
+from ..model import DualEncoder, preprocess_of
+from ..optim import is_decayed
+from ..temperature import LearnedTemperature
+from ..topology import parse_topology
+
+REASON = 300
+"""Characters of another library's message that are passed on."""
+
+
+def from_open_clip(model: Any) -> DualEncoder:
+    """A copy of an `open_clip.CLIP` or `CustomTextCLIP` on `sphere(d)`: the same embeddings, logits and losses.
+
+    Towers of open_clip's plain transformers run as those of the form `clip` do, others as open_clip's own modules.
+
+    Raises:
+        UserError: for another class of models, such as CoCa, or pictures that are not square.
+    """
+    import open_clip
+
+    from .open_clip_towers import take_image_tower, take_text_tower, width_of_text
+
+    if not isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP):
+        raise UserError(
+            f"only models of open_clip.CLIP and CustomTextCLIP can be taken over, not {type(model).__name__}"
+        )
+    visual, text = take_image_tower(model.visual, _preprocess_of(model)), take_text_tower(model)
+    topology = parse_topology(f"sphere({width_of_text(text)})")
+    temperature = LearnedTemperature(topology.initial_scale(), topology.max_scale)
+    temperature.log_scale = nn.Parameter(model.logit_scale.detach().clone().reshape(()))
+    encoder = DualEncoder(visual, text, topology, temperature)
+    if model.logit_bias is not None:
+        encoder.logit_bias = nn.Parameter(model.logit_bias.detach().clone().reshape(()))
+    return encoder.train(model.training)
+
+
+def _preprocess_of(model: Any) -> Preprocess:
+    """open_clip's evaluation transform of a model; its defaults where the model bears none."""
+    import open_clip
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+    settings = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), open_clip.get_model_preprocess_cfg(model)))
+    sides = settings.size if isinstance(settings.size, tuple | list) else (settings.size, settings.size)
+    if len(set(sides)) != 1:
+        raise UserError(f"pictures here are square; this model wants {' x '.join(map(str, sides))}")
+    side = Side(sides[0], _Cut(settings.interpolation, settings.resize_mode, settings.fill_color))
+    return Preprocess(
+        side, _three(settings.mean), _three(settings.std),
+        "bilinear" if settings.interpolation == "bilinear" else "bicubic",
+    )  # fmt: skip
+
+
+def _three(value: Any) -> tuple[float, float, float]:
+    first, second, third = value if isinstance(value, tuple | list) else (value,) * 3
+    return float(first), float(second), float(third)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """open_clip's way from a picture to a square, by its own transform."""
+
+    interpolation: str
+    resize_mode: str
+    fill_color: int
+
+    def __call__(self, image: Image.Image, side: int) -> Image.Image:
+        import open_clip
+
+        transform = open_clip.image_transform(
+            side, is_train=False, interpolation=self.interpolation, resize_mode=self.resize_mode,
+            fill_color=self.fill_color,
+        )  # fmt: skip
+        # The last two make a tensor and normalise it.
+        for step in transform.transforms[:-2]:
+            image = step(image)
+        return image
+
+
+def load_open_clip(address: str) -> Loaded:
+    """A pretrained model of open_clip, found and read by its own loaders.
+
+    Args:
+        address: NAME/TAG (`ViT-B-32/laion2b_s34b_b79k`), NAME/FILE with a local checkpoint (an absolute one may have
+            lost its first slash to a Path), `hf-hub:ORG/REPOSITORY` or `local-dir:FOLDER`.
+
+    Raises:
+        UserError: for a name or tag that open_clip does not know, a file that is missing or does not fit, or weights
+            that cannot be downloaded.
+    """
+    import open_clip
+
+    name, pretrained = _parse(address)
+    try:
+        with _without_logging():
+            model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
+            tokenizer = open_clip.get_tokenizer(name)
+    # Whatever a damaged file or a missing network makes torch, pickle, safetensors and huggingface_hub raise.
+    except Exception as error:
+        what = f"{pretrained} as open_clip's {name}" if pretrained else name
+        reason = str(error).strip() or type(error).__name__
+        raise UserError(f"cannot load {what}: {reason[:REASON]}{'...' if len(reason) > REASON else ''}") from error
+    taken = from_open_clip(model.eval())
+    return Loaded(taken, preprocess_of(taken), tokenizer)
+
+
+def _parse(rest: str) -> tuple[str, str | None]:
+    """Name and pretrained tag or file, both of which exist."""
+    import open_clip
+
+    if rest.startswith(("hf-hub:", "local-dir:")):
+        return rest, None
+    name, _, pretrained = rest.partition("/")
+    names = open_clip.list_models()
+    if name not in names:
+        close = difflib.get_close_matches(name, names, 5, 0) or names[:5]
+        raise UserError(f"open_clip has no model {name!r}; of its {len(names)}, {', '.join(close)} come closest")
+    if "multimodal_cfg" in open_clip.get_model_config(name):
+        raise UserError(f"open_clip's {name} is a CoCa, which has a decoder beside its two towers: not supported here")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained in tags:
+        return name, pretrained
+    # A Path made of the source has lost the second of the slashes before an absolute one.
+    for file in (Path(pretrained), Path("/", pretrained)):
+        if pretrained and file.is_file():
+            return name, str(file)
+    what = f"has no tag {pretrained!r}, nor is there such a file" if pretrained else "needs its weights named"
+    raise UserError(
+        f"open_clip's {name} {what}: take open_clip:{name}/FILE, or of its tags {', '.join(tags) or 'none'}"
+    )
+
+
+@contextmanager
+def _without_logging() -> Iterator[None]:
+    """open_clip logs to the root logger what it then raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+class OpenClipModel(nn.Module):
+    """A `DualEncoder` with open_clip's interface: flat unit vectors, cosine logits. See `to_open_clip`."""
+
+    def __init__(self, encoder: DualEncoder, output_dict: bool) -> None:
+        super().__init__()
+        self.encoder, self.output_dict = encoder, output_dict
+        temperature: Any = encoder.temperature
+        offset = math.log(encoder.topology.m)
+        if isinstance(temperature, LearnedTemperature):
+            shared = nn.Parameter(temperature.log_scale.detach() + offset, temperature.log_scale.requires_grad)
+            temperature = encoder.temperature = SharedTemperature(shared, offset, temperature.maximum)  # type: ignore[assignment]
+        self.logit_scale = (
+            temperature.source
+            if isinstance(temperature, SharedTemperature)
+            else nn.Parameter(temperature.log_scale + offset, requires_grad=False)
+        )
+
+    @property
+    def visual(self) -> Any:
+        return self.encoder.visual
+
+    @property
+    def text(self) -> Any:
+        return self.encoder.text
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        return self.encoder.logit_bias
+
+    @property
+    def context_length(self) -> int:
+        return self.encoder.context_length
+
+    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
+        """Unit vectors (B, D), normalised or not: one norm over them all in place of m would leave the manifold."""
+        return self.encoder.encode_image(image, flat=True)
+
+    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
+        return self.encoder.encode_text(text, flat=True)
+
+    def get_logits(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encoder.get_logits(image, text)
+
+    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> Any:
+        named = {
+            "image_features": None if image is None else self.encode_image(image, normalize=True),
+            "text_features": None if text is None else self.encode_text(text, normalize=True),
+            "logit_scale": self.logit_scale.exp(),
+        }
+        if self.logit_bias is not None:
+            named["logit_bias"] = self.logit_bias
+        return named if self.output_dict else tuple(named.values())
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.encoder.set_grad_checkpointing(enable)
+
+    def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
+        self.encoder.lock_image_tower(unlocked_groups, freeze_bn_stats)
+
+    def lock_text_tower(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
+        self.encoder.lock_text_tower(unlocked_layers, freeze_layer_norm)
+
+    def no_weight_decay(self) -> set[str]:
+        """Matrices that our own optimiser does not decay, for timm's optimisers; open_clip's AdamW does not ask."""
+        return {name for name, value in self.named_parameters() if value.ndim >= 2 and not is_decayed(name, value)}
+
+
+def to_open_clip(model: DualEncoder, output_dict: bool = True) -> OpenClipModel:
+    """The model as open_clip's trainer, `build_zero_shot_classifier`, evaluators and transforms take it.
+
+    Nothing is copied: training the one trains the other. A flat vector is the point over sqrt(m), so its `logit_scale`
+    is `log_scale + ln m` (one parameter, read by both); the trainer's clamp to [0, ln 100] is our clamp from above, and
+    one from below that we have not. A scale that is no parameter (constant or annealed) stays as it is.
+
+    Raises:
+        UserError: where logits are not a scale times the cosine of flat vectors: any distance but the inner one.
+    """
+    import open_clip
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+    topology = model.topology
+    if topology.family not in ("sphere", "oblique") or topology.distance != "inner":
+        raise UserError(
+            f"{topology.spec} cannot go to open_clip, which compares by cosine: sphere(d) and oblique(n,m) can"
+        )
+    exported = OpenClipModel(model, output_dict)
+    preprocess = preprocess_of(model)
+    side = preprocess.image_size
+    cut = side.cut if isinstance(side, Side) and isinstance(side.cut, _Cut) else _Cut("bilinear", "shortest", 0)
+    ours = {"size": (int(side), int(side)), "mean": preprocess.mean, "std": preprocess.std, **asdict(cut)}
+    open_clip.set_model_preprocess_cfg(exported, merge_preprocess_dict(PreprocessCfg(), ours))
+    return exported
+
+
+class SharedTemperature(nn.Module):
+    """A `LearnedTemperature` whose parameter is another module's: that one, less `offset`.
+
+    It is saved as a learned one is, and belongs to no optimiser of its own module.
+    """
+
+    def __init__(self, source: nn.Parameter, offset: float, maximum: float) -> None:
+        super().__init__()
+        # In a tuple, a parameter is not registered.
+        self._held, self.offset, self.maximum = (source,), offset, maximum
+
+    @property
+    def source(self) -> nn.Parameter:
+        return self._held[0]
+
+    @property
+    def log_scale(self) -> Tensor:
+        return self.source - self.offset
+
+    @property
+    def scale(self) -> Tensor:
+        return self.log_scale.exp()
+
+    @torch.no_grad()
+    def update(self, progress: float) -> None:
+        self.source.clamp_(max=math.log(self.maximum) + self.offset)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}log_scale"] = self.log_scale.detach()
+
+    @torch.no_grad()
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing_keys: list[str], *rest: Any
+    ) -> None:
+        if f"{prefix}log_scale" in state_dict:
+            self.source.copy_(state_dict[f"{prefix}log_scale"] + self.offset)
+        else:
+            missing_keys.append(f"{prefix}log_scale")
