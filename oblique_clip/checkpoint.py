@@ -84,9 +84,7 @@ def load(source: str | Path, device: str | torch.device = "cpu") -> Loaded:
         return Loaded(loaded.model.to(device).eval(), loaded.preprocess, loaded.tokenizer)
     path = _find(Path(source))
     header = _header(path)
-    if "config" not in header:
-        raise UserError(f"{path} has no oblique_clip configuration in its header")
-    config = from_json(ModelConfig, header["config"], f"{path} (header)")
+    config = _config_in(header, path)
     model = create_model(config, pretrained=False)
     if header.get("logit_bias") and model.logit_bias is None:
         model.logit_bias = torch.nn.Parameter(torch.zeros(()))
@@ -104,6 +102,24 @@ def load(source: str | Path, device: str | torch.device = "cpu") -> Loaded:
 def home_of(source: str | Path) -> str | None:
     """The beginning of an address in `ELSEWHERE`, or None."""
     return next((prefix for prefix in ELSEWHERE if str(source).startswith(prefix)), None)
+
+
+def config_of(source: str | Path) -> ModelConfig:
+    """The settings in the header of a checkpoint, named as for `load`.
+
+    Raises:
+        UserError: as `load`, or for a model from elsewhere, which has none.
+    """
+    if home_of(source):
+        raise UserError(f"{source} comes from elsewhere, without a ModelConfig of this library")
+    path = _find(Path(source))
+    return _config_in(_header(path), path)
+
+
+def _config_in(header: dict[str, Any], path: Path) -> ModelConfig:
+    if "config" not in header:
+        raise UserError(f"{path} has no oblique_clip configuration in its header")
+    return from_json(ModelConfig, header["config"], f"{path} (header)")
 
 
 def data_of(source: str | Path) -> DataConfig:

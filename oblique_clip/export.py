@@ -20,10 +20,9 @@ import tyro
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from .checkpoint import Loaded, load
+from .checkpoint import Loaded, config_of, load
 from .config import ModelConfig, to_json, write_json
 from .errors import UserError
-from .interop.hub import config_of
 from .model import DualEncoder
 from .tokenizer import PAD_ID
 from .topology import Topology

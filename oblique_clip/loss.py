@@ -227,8 +227,7 @@ def _tile_side(batch: int, topology: Topology, device: torch.device, tile: int |
         if tile < 1:
             raise UserError(f"the side of a tile must be at least 1, not {tile}")
         return tile
-    # A geodesic similarity holds the cosines of all spheres at once.
-    numbers = topology.m if topology.distance == "geodesic" else 1
+    numbers = topology.held_a_pair
     if numbers * batch**2 <= WHOLE:
         return batch
     return max(math.isqrt((CPU_TILE if device.type == "cpu" else GPU_TILE) // numbers), 1)

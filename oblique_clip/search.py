@@ -161,8 +161,7 @@ def nearest(
 
     Exact: every similarity is computed, a chunk of points at a time. Of equal ones any may come first.
     """
-    # A geodesic similarity holds the angles of every sphere at once.
-    held = len(queries) * (topology.m if topology.distance == "geodesic" else 1)
+    held = len(queries) * topology.held_a_pair
     chunk = chunk or max(top, SCORES // held)
     best = torch.empty(len(queries), 0)
     rows = torch.empty(len(queries), 0, dtype=torch.long)

@@ -75,6 +75,11 @@ class Topology(nn.Module):
         return (self.m, self.n)
 
     @property
+    def held_a_pair(self) -> int:
+        """Numbers that `similarity` holds at once for each pair; whoever works in tiles sizes them by it."""
+        return 1
+
+    @property
     def range(self) -> tuple[float, float]:
         """Smallest and largest similarity."""
         raise NotImplementedError
@@ -177,6 +182,11 @@ class ObliqueTopology(Topology):
             "geodesic": (-math.pi * root, 0.0),
             "chordal": (-2 * root, 0.0),
         }[self.distance]
+
+    @property
+    def held_a_pair(self) -> int:
+        # A geodesic similarity holds the angles of every sphere at once.
+        return self.m if self.distance == "geodesic" else 1
 
     def project(self, features: Tensor) -> Tensor:
         return normalize_rows(features)

@@ -13,10 +13,10 @@ import torch
 from conftest import TINY
 
 from oblique_clip import create_model, load, model_config
-from oblique_clip.checkpoint import Loaded, data_of, save_model
+from oblique_clip.checkpoint import Loaded, config_of, data_of, save_model
 from oblique_clip.config import DataConfig, ModelConfig, to_json
 from oblique_clip.errors import UserError
-from oblique_clip.interop.hub import config_of, from_pretrained, model_file, push_to_hub, save_pretrained
+from oblique_clip.interop.hub import from_pretrained, model_file, push_to_hub, save_pretrained
 from oblique_clip.model import DualEncoder
 
 hub = pytest.importorskip("huggingface_hub")

@@ -58,8 +58,7 @@ def best_ranks(
     Args:
         matches (P, 2): pairs of a query and a candidate, no pair twice.
     """
-    # A geodesic similarity holds the angles of every sphere at once.
-    held = len(candidates) * (topology.m if topology.distance == "geodesic" else 1)
+    held = len(candidates) * topology.held_a_pair
     chunk = chunk or max(1, SCORES // max(1, held))
     matches = matches[matches[:, 0].argsort()]
     starts = range(0, len(queries), chunk)

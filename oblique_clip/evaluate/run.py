@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..checkpoint import Loaded, data_of, load
-from ..config import DataConfig
+from ..config import DataConfig, write_json
 from ..data.batches import caption_group
 from ..data.benchmarks import (
     is_torchvision,
@@ -276,7 +275,7 @@ def _read_prompts(config: EvaluateConfig) -> Prompts | None:
 
 def _write(report: dict[str, Any], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    (out / "result.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(out / "result.json", report)
     judged = {name: figures for name, figures in report["evaluation"].items() if "reliability" in figures}
     if judged:
         draw_reliability(judged).savefig(out / "reliability.png", dpi=110)

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoint import Loaded, _find, _header, data_of, home_of, load, save_model
+from ..checkpoint import Loaded, config_of, data_of, load, save_model
 from ..config import DataConfig, ModelConfig, from_json, to_json, write_json
 from ..errors import UserError
 from ..model import DualEncoder
@@ -131,21 +131,6 @@ def model_file(address: str) -> Path:
     if not path.is_file():
         raise UserError(f"{repo_id} on the hub has no {WEIGHTS}")
     return path
-
-
-def config_of(source: str | Path) -> ModelConfig:
-    """The settings in the header of a checkpoint, named as for `load`.
-
-    Raises:
-        UserError: as `load`.
-    """
-    if home_of(source):
-        raise UserError(f"{source} comes from elsewhere, without a ModelConfig of this library")
-    path = _find(Path(source))
-    header = _header(path)
-    if "config" not in header:
-        raise UserError(f"{path} has no oblique_clip configuration in its header")
-    return from_json(ModelConfig, header["config"], f"{path} (header)")
 
 
 def _data_of(source: str | Path) -> DataConfig | None:
