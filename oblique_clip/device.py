@@ -53,6 +53,11 @@ def keep_freed_memory() -> None:
     libc.mallopt(trim_threshold, -1)
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on another device, without waiting for what a CUDA device still computes."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def forget_peak_memory(device: torch.device) -> None:
     """Start `peak_memory_mib` anew, where the system can (CUDA, and Linux through /proc)."""
     if device.type == "cuda":

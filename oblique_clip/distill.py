@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .checkpoint import Loaded, data_of, load
 from .config import DataConfig, LossConfig
+from .data.images import TrainingPixels
 from .errors import UserError
 from .model import DualEncoder
 from .tokenizer import TinyTokenizer, Tokenizer
@@ -65,19 +66,25 @@ class Teacher:
 
     @torch.no_grad()
     def targets(
-        self, student: DualEncoder, images: Tensor, ids: Tensor, precision: str, micro_batch: int | None = None
+        self,
+        student: DualEncoder,
+        images: Tensor | TrainingPixels,
+        ids: Tensor,
+        precision: str,
+        micro_batch: int | None = None,
     ) -> SoftTargets:
         """What the teacher says of B pairs.
 
         Args:
-            images: (B, 3, H, W) at the teacher's size, normalised as it wants.
+            images: (B, 3, H, W) at the teacher's size, normalised as it wants, or what becomes that by slices.
             ids: (B, L), the student's.
             precision: "float32", or "bf16" for towers under autocast.
             micro_batch: pairs that the teacher takes at a time.
         """
         model, size = self.loaded.model, micro_batch or len(images)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            image_points = torch.cat([model.encode_image(part) for part in images.split(size)])
+            starts = range(0, len(images), size)
+            image_points = torch.cat([model.encode_image(images[start : start + size]) for start in starts])
             text_points = torch.cat([model.encode_text(part.to(images.device)) for part in ids.split(size)])
         logits = model.temperature.scale * model.topology.similarity(image_points, text_points)
         return SoftTargets(student, logits, self.temperature, self.weight)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .data.images import TrainingPixels
+from .device import send
 from .loss import LOSSES
 from .model import DualEncoder
 from .tokenizer import cut_to_longest
@@ -18,7 +20,7 @@ Blend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def train_step(
     model: DualEncoder,
-    images: Tensor,
+    images: Tensor | TrainingPixels,
     ids: Tensor,
     groups: Tensor | None,
     loss_name: str,
@@ -29,7 +31,7 @@ def train_step(
     """Add the gradients of the loss of B pairs to those of the parameters.
 
     Args:
-        images: (B, 3, H, W), normalised.
+        images: (B, 3, H, W), normalised, on the model's device; or what becomes that micro-batch by micro-batch.
         ids: (B, L), on any device; on the CPU, each micro-batch is cut to its own longest caption.
         groups: (B,), see `info_nce`.
         loss_name: a name in `LOSSES`.
@@ -41,9 +43,15 @@ def train_step(
         The loss that was minimised and both sets of points (B, *point_shape), detached.
     """
 
-    def encode(tower: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return tower(inputs.to(images.device))
+    device = images.device
+
+    def encode_image(part: slice) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return model.encode_image(images[part])
+
+    def encode_text(captions: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return model.encode_text(send(captions, device))
 
     def backward_from(image_points: Tensor, text_points: Tensor) -> Tensor:
         scale, bias = model.temperature.scale, model.logit_bias
@@ -53,15 +61,17 @@ def train_step(
         loss.backward()
         return loss.detach()
 
-    if micro_batch is None or micro_batch >= len(images):
-        image_points, text_points = encode(model.encode_image, images), encode(model.encode_text, ids)
+    count = len(images)
+    if micro_batch is None or micro_batch >= count:
+        image_points, text_points = encode_image(slice(count)), encode_text(ids)
         loss = backward_from(image_points, text_points)
     else:
         captions = ids.split(micro_batch)
         if ids.device.type == "cpu":
             captions = tuple(map(cut_to_longest, captions))
-        image = _Twice(partial(encode, model.encode_image), images.split(micro_batch), images.device)
-        text = _Twice(partial(encode, model.encode_text), captions, images.device)
+        pictures = [slice(start, start + micro_batch) for start in range(0, count, micro_batch)]
+        image = _Twice((model.visual, model.topology), [partial(encode_image, part) for part in pictures], device)
+        text = _Twice((model.text, model.topology), [partial(encode_text, part) for part in captions], device)
         image_points, text_points = image.points, text.points
         loss = backward_from(image_points, text_points)
         image.backward()
@@ -76,25 +86,29 @@ class _Twice:
     it on to the parameters, with the graph of one micro-batch in memory. Random layers draw the same both times.
     """
 
-    def __init__(self, encode: Callable[[Tensor], Tensor], parts: Sequence[Tensor], device: torch.device) -> None:
-        self._encode, self._parts, self._device = encode, parts, device
-        self._states, points = [], []
+    def __init__(
+        self, modules: Sequence[nn.Module], runs: Sequence[Callable[[], Tensor]], device: torch.device
+    ) -> None:
+        """`runs` encode a micro-batch each with `modules`."""
+        self._modules, self._runs, self._device = modules, runs, device
+        self._states, self._sizes, points = [], [], []
         with torch.no_grad():
-            for part in parts:
+            for run in runs:
                 self._states.append(_random_state(device))
-                points.append(encode(part))
+                points.append(run())
+                self._sizes.append(len(points[-1]))
         self.points = torch.cat(points).requires_grad_()
 
     def backward(self) -> None:
-        """From the gradient on `points` to that of the parameters; a frozen tower has none."""
+        """From the gradient on `points` to that of the parameters."""
+        if not any(parameter.requires_grad for module in self._modules for parameter in module.parameters()):
+            return
         assert self.points.grad is not None
-        slopes = self.points.grad.split([len(part) for part in self._parts])
-        for part, state, slope in zip(self._parts, self._states, slopes, strict=True):
+        slopes = self.points.grad.split(self._sizes)
+        for run, state, slope in zip(self._runs, self._states, slopes, strict=True):
             # The last replay leaves the generators where the first run left them.
             _set_random_state(self._device, state)
-            again = self._encode(part)
-            if again.requires_grad:
-                again.backward(slope)
+            run().backward(slope)
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, ...]:

@@ -24,9 +24,9 @@ from torch import Tensor
 from .checkpoint import BEST, LAST, Loaded, load, save_model
 from .config import DataConfig, OptimConfig, TrainConfig, check_ranges, to_json, write_json
 from .data.batches import Batch, MapBatches, TrainingData, prefetch
-from .data.images import Augmentation, Preprocess
+from .data.images import Augmentation, Preprocess, TrainingPixels
 from .data.sources import open_training_data
-from .device import forget_peak_memory, keep_freed_memory, peak_memory_mib, pick_device, versions
+from .device import forget_peak_memory, keep_freed_memory, peak_memory_mib, pick_device, send, versions
 from .distill import SoftTargets, Teacher, open_teacher
 from .errors import UserError
 from .evaluate.encode import evaluating
@@ -144,7 +144,10 @@ class _Loop:
 
     def run(self, quiet: bool) -> None:
         with _Log(self.config.out) as log, _progress_bar(self.steps, str(self.config.out), quiet) as show:
-            for batch in prefetch(self.data.batches()):
+            batches = self.data.batches()
+            if self.device.type == "cuda":
+                batches = map(Batch.pinned, batches)
+            for batch in prefetch(batches):
                 self._one(batch, log, show)
                 if batch.step + 1 == self.steps:
                     break
@@ -160,7 +163,7 @@ class _Loop:
             model,
             self._pixels(batch, self.loaded.preprocess),
             batch.ids,
-            batch.groups.to(self.device) if self.config.loss.positives == "caption" else None,
+            send(batch.groups, self.device) if self.config.loss.positives == "caption" else None,
             self.config.loss.loss,
             optim.precision,
             optim.micro_batch,
@@ -194,13 +197,12 @@ class _Loop:
         optim, images = self.config.optim, self._pixels(batch, self.teacher.loaded.preprocess)
         return self.teacher.targets(self.loaded.model, images, batch.ids, optim.precision, optim.micro_batch)
 
-    def _pixels(self, batch: Batch, preprocess: Preprocess) -> Tensor:
-        """(B, 3, S, S) as a model wants them; one batch and step give every model the same crops and colours."""
-        squares = batch.squares.to(self.device)
+    def _pixels(self, batch: Batch, preprocess: Preprocess) -> TrainingPixels:
+        """As a model wants them; one batch and step give every model the same crops and colours."""
         if not self.config.data.augment:
-            return preprocess.batch(squares)
+            return TrainingPixels(batch.squares, preprocess, self.device)
         seed = int(np.random.default_rng((self.config.seed, 3, batch.step)).integers(2**62))
-        return preprocess.normalize(Augmentation()(squares, preprocess.image_size, seed))
+        return TrainingPixels(batch.squares, preprocess, self.device, Augmentation.draw(len(batch.squares), seed))
 
     def _validate(self, step: int, log: _Log) -> None:
         score = None if self.held_out is None else validation_score(self.loaded, self.held_out)

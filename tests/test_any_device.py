@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from oblique_clip.config import FORMS, SIZES, ModelConfig, TemperatureConfig, model_config
-from oblique_clip.data.images import Augmentation, Preprocess
+from oblique_clip.data.images import Augmentation, Preprocess, TrainingPixels
 from oblique_clip.loss import LOSSES
 from oblique_clip.model import DualEncoder, create_model
 from oblique_clip.topology import Topology, parse_topology
@@ -107,8 +107,9 @@ def test_pixels_on_their_way_into_a_model(side: int) -> None:
     with FakeTensorMode():
         squares = torch.empty(BATCH, 3, side, side, dtype=torch.uint8, device="cuda")
         assert_on_fake_cuda(preprocess.batch(squares), (BATCH, 3, 32, 32))
-        pixels = Augmentation()(squares, 32, seed=1)
-        assert_on_fake_cuda(preprocess.normalize(pixels), (BATCH, 3, 32, 32))
+        squares = torch.empty(BATCH, 3, side, side, dtype=torch.uint8)
+        pixels = TrainingPixels(squares, preprocess, torch.device("cuda"), Augmentation.draw(BATCH, seed=1))
+        assert_on_fake_cuda(pixels[0:2], (2, 3, 32, 32))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from oblique_clip.data.images import Augmentation, Preprocess, decode_square
+from oblique_clip.data.images import Augmentation, Preprocess, TrainingPixels, decode_square
 
 JPEG = 12.0
 """Largest error of a flat colour through JPEG, in grey levels of 255."""
@@ -32,6 +32,10 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def view(augmentation: Augmentation, squares: Tensor, size: int, seed: int) -> Tensor:
+    return augmentation(squares, size, Augmentation.draw(len(squares), seed))
 
 
 def quadrants(width: int = 32, height: int = 32) -> Image.Image:
@@ -204,14 +208,14 @@ def random_squares(count: int, side: int) -> Tensor:
 
 def test_augmentation_is_a_function_of_its_seed() -> None:
     squares = random_squares(8, 32)
-    first = Augmentation()(squares, 24, 5)
+    first = view(Augmentation(), squares, 24, 5)
     torch.manual_seed(99)
-    assert torch.equal(first, Augmentation()(squares, 24, 5))
-    assert not torch.allclose(first, Augmentation()(squares, 24, 6), atol=LEVEL)
+    assert torch.equal(first, view(Augmentation(), squares, 24, 5))
+    assert not torch.allclose(first, view(Augmentation(), squares, 24, 6), atol=LEVEL)
 
 
 def test_pictures_of_one_batch_are_augmented_apart() -> None:
-    views = Augmentation()(random_squares(1, 32).expand(8, -1, -1, -1), 32, 0)
+    views = view(Augmentation(), random_squares(1, 32).expand(8, -1, -1, -1), 32, 0)
     gaps = (views[:, None] - views).abs().amax((2, 3, 4)) + 255 * torch.eye(8)
     assert gaps.min() > LEVEL
 
@@ -227,7 +231,7 @@ def test_pictures_of_one_batch_are_augmented_apart() -> None:
 def test_augmented_pixels_stay_in_range(
     seed: int, min_area: float, max_aspect: float, max_degrees: float, jitter: float
 ) -> None:
-    views = Augmentation(min_area, max_aspect, max_degrees, jitter)(random_squares(4, 16), 12, seed)
+    views = view(Augmentation(min_area, max_aspect, max_degrees, jitter), random_squares(4, 16), 12, seed)
     assert views.shape == (4, 3, 12, 12)
     assert views.isfinite().all() and views.min() >= 0 and views.max() <= 255
 
@@ -235,13 +239,13 @@ def test_augmented_pixels_stay_in_range(
 @pytest.mark.parametrize("side", [16, 37, 64])
 def test_without_any_change_asked_for_the_picture_is_reproduced(side: int) -> None:
     squares = random_squares(4, side)
-    assert (IDENTITY(squares, side, 3) - squares.float()).abs().max() <= RESAMPLED
+    assert (view(IDENTITY, squares, side, 3) - squares.float()).abs().max() <= RESAMPLED
 
 
 def test_no_view_is_a_mirror_image() -> None:
     """A view of an asymmetric picture is nearer to the picture than to its mirror image, whatever is drawn."""
     picture = decode_square(quadrants(), 32)
-    views = Augmentation()(picture.expand(2000, -1, -1, -1), 32, 0)
+    views = view(Augmentation(), picture.expand(2000, -1, -1, -1), 32, 0)
     itself = (views - picture.float()).square().mean((1, 2, 3))
     for axes in ((-1,), (-2,)):
         mirrored = (views - picture.float().flip(axes)).square().mean((1, 2, 3))
@@ -258,7 +262,7 @@ def coordinates(side: int) -> Tensor:
 def test_without_rotation_a_crop_is_a_box_inside_the_picture(min_area: float, max_aspect: float) -> None:
     side, count = 120, 250
     still = Augmentation(min_area, max_aspect, max_degrees=0, jitter=0)
-    views = still(coordinates(side).to(torch.uint8).expand(count, -1, -1, -1), side, 2)
+    views = view(still, coordinates(side).to(torch.uint8).expand(count, -1, -1, -1), side, 2)
     x, y = views[:, 0, side // 2], views[:, 1, :, side // 2]
     # Steps between output pixels are the scale of the box; a box over the border would repeat the border's pixels.
     step_x, step_y = x.diff(dim=1)[:, 5:-5], y.diff(dim=1)[:, 5:-5]
@@ -277,12 +281,23 @@ def test_crops_and_rotations_reach_what_they_are_allowed() -> None:
     """The knobs do something: over many draws the smallest crop and the largest angle come near their limits."""
     side, count = 120, 250
     squares = coordinates(side).to(torch.uint8).expand(count, -1, -1, -1)
-    crops = replace(IDENTITY, min_area=0.5)(squares, side, 0)
+    crops = view(replace(IDENTITY, min_area=0.5), squares, side, 0)
     area = crops[:, 0, 60, 30:90].diff(dim=1).mean(1) * crops[:, 1, 30:90, 60].diff(dim=1).mean(1)
     assert 0.48 <= area.min() <= 0.52 and 0.98 <= area.max() <= 1.02
-    turned = replace(IDENTITY, max_degrees=10.0)(squares, side, 0)
+    turned = view(replace(IDENTITY, max_degrees=10.0), squares, side, 0)
     slope = turned[:, 1, 60, 30:90].diff(dim=1).mean(1)
     angle = torch.rad2deg(torch.asin(slope.clamp(-1, 1)))
     assert -10.2 <= angle.min() <= -9.5 and 9.5 <= angle.max() <= 10.2
-    bright = replace(IDENTITY, jitter=0.3)(torch.full((count, 3, 4, 4), 100, dtype=torch.uint8), 4, 0)[:, 0, 0, 0]
+    bright = view(replace(IDENTITY, jitter=0.3), torch.full((count, 3, 4, 4), 100, dtype=torch.uint8), 4, 0)[:, 0, 0, 0]
     assert 69.9 <= bright.min() <= 72 and 128 <= bright.max() <= 130.1
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_pixels_for_training_do_not_depend_on_the_slices_they_are_made_in(augmented: bool) -> None:
+    squares, preprocess = random_squares(7, 24), Preprocess(16, MEAN, STD)
+    draws = Augmentation.draw(7, seed=1) if augmented else None
+    pixels = TrainingPixels(squares, preprocess, torch.device("cpu"), draws)
+    whole = pixels[0:7]
+    expected = preprocess.normalize(view(Augmentation(), squares, 16, 1)) if augmented else preprocess.batch(squares)
+    assert torch.equal(whole, expected)
+    assert torch.equal(torch.cat([pixels[0:3], pixels[3:6], pixels[6:9]]), whole)

@@ -6,6 +6,7 @@ import json
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from oblique_clip import create_model, model_config
 from oblique_clip.cli import main
 from oblique_clip.config import Architecture
+from oblique_clip.data.images import Augmentation, TrainingPixels
 from oblique_clip.loss import LOSSES
-from oblique_clip.model import DualEncoder
+from oblique_clip.model import DualEncoder, preprocess_of
 from oblique_clip.step import train_step
 
 PAIRS = 10
@@ -149,8 +151,33 @@ def test_a_frozen_tower_stays_without_gradient() -> None:
     step(model, batch, "info_nce", None)
     expected = gradients(model)
     assert not any(name.startswith("visual.") for name in expected)
+    runs: list[int] = []
+    model.visual.register_forward_hook(lambda *_: runs.append(1))
     step(model, batch, "info_nce", 3)
     assert_same(gradients(model), expected, TOLERANCE[torch.float32])
+    assert len(runs) == -(-len(batch[0]) // 3), "a frozen tower has no second run"
+
+
+def test_pixels_are_made_for_one_micro_batch_at_a_time() -> None:
+    class Watched(TrainingPixels):
+        sizes: ClassVar[list[int]] = []
+
+        def __getitem__(self, part: slice) -> Tensor:
+            pixels = super().__getitem__(part)
+            self.sizes.append(len(pixels))
+            return pixels
+
+    model, (images, ids, _) = build("oblique"), make_batch()
+    squares = torch.randint(0, 256, images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    draws = Augmentation.draw(len(images), seed=0)
+    pixels = Watched(squares, preprocess_of(model), torch.device("cpu"), draws)
+    step(model, (pixels[: len(images)], ids, ids), "info_nce", 4)
+    expected = gradients(model)
+    Watched.sizes.clear()
+    model.zero_grad(set_to_none=True)
+    train_step(model, pixels, ids, None, "info_nce", "float32", 4)
+    assert_same(gradients(model), expected, TOLERANCE[torch.float32])
+    assert max(Watched.sizes) == 4
 
 
 class Ledger(torch.autograd.graph.saved_tensors_hooks):

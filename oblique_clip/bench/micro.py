@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from ..config import model_config
+from ..data.images import Augmentation, TrainingPixels
 from ..device import peak_memory_mib
-from ..model import DualEncoder, create_model
+from ..model import DualEncoder, create_model, preprocess_of
 from ..step import train_step
 from .measure import BenchConfig, Row, Task, apart, extra_memory_mib, seconds_of
 
@@ -15,7 +16,7 @@ MIB = 2**20
 
 
 def rows(config: BenchConfig, device: torch.device) -> list[Row]:
-    """Of one step of the tiny oblique model, float32, in a process for each measurement."""
+    """Of one augmented step of the tiny oblique model, float32, in a process for each measurement."""
     if peak_memory_mib(device) is None:
         print("  left out: this system does not tell a process's peak")
         return []
@@ -51,6 +52,7 @@ def measured(batch: int, micro_batch: int | None, device: str, threads: int) -> 
 
 
 def _step(model: DualEncoder, batch: int, micro_batch: int | None, device: torch.device) -> Task:
-    images = torch.randn(batch, 3, 32, 32, device=device)
+    squares = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8)
     ids = torch.randint(1, 4000, (batch, 8))
+    images = TrainingPixels(squares, preprocess_of(model), device, Augmentation.draw(batch, seed=0))
     return lambda: train_step(model, images, ids, None, "info_nce", "float32", micro_batch)

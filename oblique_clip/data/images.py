@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..device import send
+
 # What `decode_square` raises for a file that is no picture.
 READ_ERRORS = (OSError, ValueError)
 
@@ -112,9 +114,8 @@ class Preprocess:
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 255] to the tower's mean and deviation."""
-        mean = pixels.new_tensor(self.mean).view(3, 1, 1) * 255
-        std = pixels.new_tensor(self.std).view(3, 1, 1) * 255
-        return (pixels - mean) / std
+        mean, std = (send(pixels.new_tensor(colours, device="cpu"), pixels.device) for colours in (self.mean, self.std))
+        return (pixels - mean.view(3, 1, 1) * 255) / (std.view(3, 1, 1) * 255)
 
 
 def _resize(pixels: Tensor, size: tuple[int, int], mode: str) -> Tensor:
@@ -125,7 +126,7 @@ def _resize(pixels: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 class Augmentation:
     """Training's random view of a batch: one affine resampling (crop, aspect, rotation), then colour.
 
-    No flip: captions speak of left and right. The draws depend on `seed` alone, whatever the device.
+    No flip: captions speak of left and right.
     """
 
     min_area: float = 0.5
@@ -137,10 +138,13 @@ class Augmentation:
     jitter: float = 0.3
     """Largest relative change of brightness, contrast and saturation."""
 
-    def __call__(self, squares: Tensor, size: int, seed: int) -> Tensor:
-        """uint8 (B, 3, H, H) to pixels (B, 3, size, size) in [0, 255]."""
-        generator = torch.Generator().manual_seed(seed)
-        draws = torch.rand(len(squares), 8, generator=generator).to(squares.device)
+    @staticmethod
+    def draw(count: int, seed: int) -> Tensor:
+        """What decides the views of so many pictures, (count, 8) on the CPU: a function of `seed` alone."""
+        return torch.rand(count, 8, generator=torch.Generator().manual_seed(seed))
+
+    def __call__(self, squares: Tensor, size: int, draws: Tensor) -> Tensor:
+        """uint8 (B, 3, H, H) to pixels (B, 3, size, size) in [0, 255], by the (B, 8) of `draw` on the same device."""
         pixels = F.grid_sample(
             squares.float(),
             F.affine_grid(self._affine(draws[:, :5]), [len(squares), 3, size, size], align_corners=False),
@@ -170,3 +174,29 @@ class Augmentation:
         pixels = contrast * pixels + (1 - contrast) * pixels.mean((1, 2, 3), keepdim=True)
         pixels = saturation * pixels + (1 - saturation) * pixels.mean(1, keepdim=True)
         return pixels.clamp(0, 255)
+
+
+@dataclass(frozen=True)
+class TrainingPixels:
+    """A batch as training sees it, made slice by slice: `pixels[2:4]` is float32 (2, 3, S, S), normalised.
+
+    Squares are a quarter of the size of what they become, and wait as they are until a micro-batch is due.
+    """
+
+    squares: Tensor
+    """uint8 (B, 3, H, H), on the CPU."""
+    preprocess: Preprocess
+    device: torch.device
+    """Where the slices are."""
+    draws: Tensor | None = None
+    """Of `Augmentation.draw`; None for no augmentation."""
+
+    def __len__(self) -> int:
+        return len(self.squares)
+
+    def __getitem__(self, part: slice) -> Tensor:
+        squares = send(self.squares[part], self.device)
+        if self.draws is None:
+            return self.preprocess.batch(squares)
+        draws = send(self.draws[part], self.device)
+        return self.preprocess.normalize(Augmentation()(squares, int(self.preprocess.image_size), draws))
