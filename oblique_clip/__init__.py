@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _HOMES: dict[str, str | None] = {
     "UserError": "errors",
     "adapt": None,
+    "calibrate": "evaluate.zeroshot",
     "classify": "evaluate.zeroshot",
     "create_model": "model",
     "load": "checkpoint",
@@ -21,7 +22,16 @@ _HOMES: dict[str, str | None] = {
     "parse_topology": "topology",
     **dict.fromkeys(("config", "data", "evaluate", "loss", "manifold", "model", "temperature", "topology", "towers")),
 }
-__all__ = ["UserError", "__version__", "classify", "create_model", "load", "model_config", "parse_topology"]
+__all__ = [
+    "UserError",
+    "__version__",
+    "calibrate",
+    "classify",
+    "create_model",
+    "load",
+    "model_config",
+    "parse_topology",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -36,7 +36,8 @@ def token_attention(model: DualEncoder, images: Tensor, rollout: bool = False) -
     training = tower.training
     tower.eval()
     try:
-        maps = attentions(tower.blocks, tower.embed(images))
+        x = tower.embed(images)
+        maps = attentions(tower.blocks, x, tower.key_mask(x))
         shares = rolled_out(maps) if rollout else _last(maps).mean(1)
     finally:
         tower.train(training)

@@ -142,15 +142,17 @@ def run_blocks(
     return run(_read, last, x, read, key_mask if read_mask is None else read_mask, packing)
 
 
-def attentions(blocks: Iterable[nn.Module], x: Tensor) -> Iterator[Tensor]:
+def attentions(blocks: Iterable[nn.Module], x: Tensor, key_mask: Tensor | None = None) -> Iterator[Tensor]:
     """Who looks at whom: of each block in turn, all of them `is_plain`, the shares (B, heads, L, L); rows sum to 1.
 
     Args:
         x: (B, L, width), without padding.
+        key_mask: (B, L), what is added to the logits of the keys; None for nothing.
     """
     for parts in map(_parts_of, blocks):
         q, k, v = _heads(F.linear(parts.norm_1(x), parts.weight, parts.bias), 3, parts.heads)
-        shares = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        shares = (scores if key_mask is None else scores + key_mask[:, None, None, :]).softmax(-1)
         yield shares
         x = x + parts.out((shares @ v).transpose(1, 2).flatten(-2))
         x = x + parts.mlp(parts.norm_2(x))

@@ -50,6 +50,8 @@ def save_model(
     """
     weights = {name: _stored(value, half) for name, value in model.state_dict().items()}
     metadata = {"config": json.dumps(to_json(config)), "logit_bias": json.dumps(model.logit_bias is not None)}
+    if model.temperature.calibrated is not None:
+        metadata["calibrated_scale"] = json.dumps(model.temperature.calibrated)
     if data is not None:
         metadata["data"] = json.dumps(to_json(data))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +97,7 @@ def load(source: str | Path, device: str | torch.device = "cpu") -> Loaded:
             f"{path}: weights do not fit the configuration: {str(error).splitlines()[-1].strip()}"
         ) from error
     check_points(model, path)
+    model.temperature.calibrated = header.get("calibrated_scale")
     model.to(device).eval()
     return Loaded(model, preprocess_of(model), get_tokenizer(config.arch.tokenizer, config.arch.context_length))
 

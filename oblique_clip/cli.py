@@ -6,8 +6,8 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from . import __version__
 from .errors import UserError
@@ -44,12 +44,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args and args[0] in ("-h", "--help", "--version"):
         print(f"oblique-clip {__version__}" if args[0] == "--version" else USAGE)
         return 0
+    return _guarded(lambda: _run(args))
+
+
+def run_script(function: Callable[[Any], None], kind: Any, program: str) -> NoReturn:
+    """Run a script, as those in `experiments`, with its flags as a dataclass, and exit as `main` does."""
+    from .flags import parse
+
+    sys.exit(_guarded(lambda: function(parse(kind, program, sys.argv[1:]))))
+
+
+def _run(args: list[str]) -> None:
+    if not args or args[0] not in VERBS:
+        found = f"unknown verb {args[0]!r}" if args else "a verb is missing"
+        raise UserError(f"{found}; there is {', '.join(VERBS)}")
+    commands: Any = importlib.import_module(".commands", __package__)
+    getattr(commands, args[0])(args[1:])
+
+
+def _guarded(work: Callable[[], None]) -> int:
+    """Do the work; what a user did wrong becomes one line and an exit status."""
     try:
-        if not args or args[0] not in VERBS:
-            found = f"unknown verb {args[0]!r}" if args else "a verb is missing"
-            raise UserError(f"{found}; there is {', '.join(VERBS)}")
-        commands: Any = importlib.import_module(".commands", __package__)
-        getattr(commands, args[0])(args[1:])
+        work()
     except UserError as error:
         return _fail(str(error))
     except (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError) as error:

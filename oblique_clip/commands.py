@@ -34,56 +34,56 @@ def train(args: list[str]) -> None:
     if form not in FORMS:
         raise UserError(f"unknown form {form!r}; there is {', '.join(FORMS)}")
     defaults = TrainConfig(model=model_config(size, form))
-    result = run_train(parse(TrainConfig, "train", args, defaults))
+    result = run_train(parse(TrainConfig, "oblique-clip train", args, defaults))
     print_evaluation(result["evaluation"])
     print_skipped(result["skipped"])
 
 
 def evaluate(args: list[str]) -> None:
-    evaluation = run_evaluate(parse(EvaluateConfig, "evaluate", args))["evaluation"]
+    evaluation = run_evaluate(parse(EvaluateConfig, "oblique-clip evaluate", args))["evaluation"]
     print_evaluation(evaluation)
     print_skipped(evaluation.get("skipped", {}))
 
 
 def ablate(args: list[str]) -> None:
-    config: AblateConfig = parse(AblateConfig, "ablate", args)
+    config: AblateConfig = parse(AblateConfig, "oblique-clip ablate", args)
     if config.size not in SIZES:
         raise UserError(f"unknown size {config.size!r}; there is {', '.join(SIZES)}")
     run_ablate(replace(config, forms=tuple(dict.fromkeys(config.forms))))
 
 
 def report(args: list[str]) -> None:
-    run_report(parse(ReportConfig, "report", args))
+    run_report(parse(ReportConfig, "oblique-clip report", args))
 
 
 def explain(args: list[str]) -> None:
-    print(f"drawing: {run_explain(parse(ExplainConfig, 'explain', args))}")
+    print(f"drawing: {run_explain(parse(ExplainConfig, 'oblique-clip explain', args))}")
 
 
 def embed(args: list[str]) -> None:
-    config: EmbedConfig = parse(EmbedConfig, "embed", args)
+    config: EmbedConfig = parse(EmbedConfig, "oblique-clip embed", args)
     info = run_embed(config)
     print(f"{info['pictures']:,} pictures on {info['topology']}: {config.out}")
     print_skipped(info["skipped"])
 
 
 def search(args: list[str]) -> None:
-    print_answer(run_search(parse(SearchConfig, "search", args)))
+    print_answer(run_search(parse(SearchConfig, "oblique-clip search", args)))
 
 
 def export(args: list[str]) -> None:
-    config: ExportConfig = parse(ExportConfig, "export", args)
+    config: ExportConfig = parse(ExportConfig, "oblique-clip export", args)
     for name, difference in run_export(config).items():
         checked = "not run, as onnxruntime is missing" if difference is None else f"{difference:.1e} from the model"
         print(f"{config.out / name}: {checked}")
 
 
 def data(args: list[str]) -> None:
-    describe(parse(DataCommand, "data", args))
+    describe(parse(DataCommand, "oblique-clip data", args))
 
 
 def bench(args: list[str]) -> None:
-    run_bench(parse(BenchConfig, "bench", args))
+    run_bench(parse(BenchConfig, "oblique-clip bench", args))
 
 
 def _flag(args: Sequence[str], name: str, default: str) -> str:

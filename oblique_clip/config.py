@@ -183,6 +183,8 @@ class TrainConfig:
     """CPU threads; 0 leaves torch's choice."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
+    log: str = "tensorboard"
+    """Where these lines also go, separated by commas: tensorboard, wandb, trackio; "" for nowhere else."""
     eval_every: int = 0
     """Steps between two validations; 0 validates ten times a run."""
 

@@ -12,7 +12,7 @@ import tyro
 from .errors import UserError
 
 
-def parse(kind: Any, verb: str, args: list[str], default: Any = None) -> Any:
+def parse(kind: Any, program: str, args: list[str], default: Any = None) -> Any:
     """A configuration dataclass from flags, tyro's table of options where help is asked for.
 
     Raises:
@@ -23,11 +23,11 @@ def parse(kind: Any, verb: str, args: list[str], default: Any = None) -> Any:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, prog=f"oblique-clip {verb}", args=args, config=markers, **options)
+            return tyro.cli(kind, prog=program, args=args, config=markers, **options)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(f"{_one_line(complaint.getvalue())} (see oblique-clip {verb} --help)") from stop
+        raise UserError(f"{_one_line(complaint.getvalue())} (see {program} --help)") from stop
 
 
 def _one_line(panel: str) -> str:

@@ -1,7 +1,9 @@
 """The scale of the logits, 1/tau: learned as in CLIP, or a function of training progress.
 
-Both kinds are modules with the same three members: `log_scale` (a tensor, so that it is saved with the model),
-`scale` (its exponential) and `update(progress)`, called after each optimiser step.
+Both kinds are modules with the same members: `log_scale` (a tensor, so that it is saved with the model), `scale` (its
+exponential), `update(progress)`, called after each optimiser step, and `calibrated`, the scale under which probabilities
+are right as often as they say. That one is fitted after training (`calibrate`), on pictures that training did not see;
+None before.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ class LearnedTemperature(nn.Module):
         initial: scale at the start, > 0.
         maximum: clamp of the scale; `inf` for none. There is none from below.
     """
+
+    calibrated: float | None = None
 
     def __init__(self, initial: float, maximum: float = math.inf) -> None:
         super().__init__()
@@ -55,6 +59,7 @@ class ScheduledTemperature(nn.Module):
     """A scale that no gradient moves: one of `SCHEDULES` between two values, both > 0."""
 
     log_scale: Tensor
+    calibrated: float | None = None
 
     def __init__(self, schedule: str, initial: float, final: float) -> None:
         super().__init__()

@@ -138,8 +138,13 @@ class ImageTower(Tower):
             return trunk.forward_features(images)[:, : self.num_tokens]
         read = first_places(self.num_tokens)
         x = self.embed(images)
-        mask = one_share(x.new_ones(x.shape[:2], dtype=torch.bool), self.num_tokens) if self.shared_attention else None
+        mask = self.key_mask(x)
         return trunk.norm(run_blocks(self.blocks, x, read, key_mask=mask, checkpointing=trunk.grad_checkpointing))
+
+    def key_mask(self, x: Tensor) -> Tensor | None:
+        """What plain blocks add to the logits of the keys, (B, prefix + patches); None for nothing."""
+        used = x.new_ones(x.shape[:2], dtype=torch.bool)
+        return one_share(used, self.num_tokens) if self.shared_attention else None
 
     def embed(self, images: Tensor) -> Tensor:
         """What the first of plain blocks takes: prefix tokens and patches, (B, prefix + patches, width)."""
@@ -338,6 +343,9 @@ class OpenClipImageTower(Tower):
         return trunk.ln_pre(self.patch_drop(x))
 
     is_plain, prefix = True, 1
+
+    def key_mask(self, x: Tensor) -> None:
+        """See `ImageTower`: its class token is one."""
 
     @property
     def blocks(self) -> nn.ModuleList:

@@ -1,12 +1,11 @@
 """One step, one loop: from a configuration to a run folder.
 
-A run folder holds config.json, metrics.jsonl (a line every `log_every` steps), TensorBoard events, checkpoints/ and,
-once finished, result.json.
+A run folder holds config.json, metrics.jsonl (a line every `log_every` steps), the files of other loggers, checkpoints/
+and, once finished, result.json.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -29,8 +28,10 @@ from .data.sources import open_training_data
 from .device import forget_peak_memory, keep_freed_memory, peak_memory_mib, pick_device, send, versions
 from .distill import SoftTargets, Teacher, open_teacher
 from .errors import UserError
+from .evaluate.calibration import FITTED
 from .evaluate.encode import evaluating
-from .evaluate.tasks import HeldOut, evaluate_emoji, validation_score
+from .evaluate.tasks import HeldOut, calibration_scales, evaluate_emoji, validation_score
+from .logs import Log, loggers_of
 from .model import DualEncoder, create_model, preprocess_of
 from .optim import Optimizer
 from .step import train_step
@@ -48,6 +49,7 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
         UserError: for a configuration that cannot be run, before anything is written.
     """
     check_ranges(config)
+    loggers_of(config.log)
     device = pick_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -79,6 +81,10 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
     loop.run(quiet)
     trained, memory = time.perf_counter() - began, peak_memory_mib(device)
     best = load(config.out, device)
+    if held_out:
+        for name, judged in ((BEST, best), (LAST, loaded)):
+            judged.model.temperature.calibrated = calibration_scales(judged, held_out).get(FITTED)
+            save_model(judged.model, config.model, config.out / "checkpoints" / name, config.data)
     result = {
         "format_version": 1,
         "form": config.model.form,
@@ -143,7 +149,7 @@ class _Loop:
         return self._images / max(self._busy, 1e-9)
 
     def run(self, quiet: bool) -> None:
-        with _Log(self.config.out) as log, _progress_bar(self.steps, str(self.config.out), quiet) as show:
+        with Log(self.config) as log, _progress_bar(self.steps, str(self.config.out), quiet) as show:
             batches = self.data.batches()
             if self.device.type == "cuda":
                 batches = map(Batch.pinned, batches)
@@ -155,7 +161,7 @@ class _Loop:
         if not self.best:
             self._save(BEST)
 
-    def _one(self, batch: Batch, log: _Log, show: Callable[..., None]) -> None:
+    def _one(self, batch: Batch, log: Log, show: Callable[..., None]) -> None:
         began = time.perf_counter()
         done, model, optim = batch.step + 1, self.loaded.model, self.config.optim
         soft = self._soft_targets(batch)
@@ -204,7 +210,7 @@ class _Loop:
         seed = int(np.random.default_rng((self.config.seed, 3, batch.step)).integers(2**62))
         return TrainingPixels(batch.squares, preprocess, self.device, Augmentation.draw(len(batch.squares), seed))
 
-    def _validate(self, step: int, log: _Log) -> None:
+    def _validate(self, step: int, log: Log) -> None:
         score = None if self.held_out is None else validation_score(self.loaded, self.held_out)
         self._save(LAST)
         if score is None:
@@ -230,30 +236,6 @@ def similarity_figures(model: DualEncoder, image_points: Tensor, text_points: Te
         others = (everything - pairs) / (count * (count - 1))
         pairs = pairs / count
     return {"positive": pairs.item(), "negative": others.item(), "margin": (pairs - others).item()}
-
-
-class _Log:
-    """metrics.jsonl and TensorBoard side by side."""
-
-    def __init__(self, out: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._file = (out / "metrics.jsonl").open("w")
-        self._board = SummaryWriter(str(out / "tensorboard"))  # type: ignore[no-untyped-call]
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
-
-    def __call__(self, line: dict[str, float]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for name, value in line.items():
-            if name != "step":
-                self._board.add_scalar(name, value, int(line["step"]))  # type: ignore[no-untyped-call]
 
 
 @contextmanager

@@ -82,6 +82,23 @@ def test_a_map_is_the_softmax_of_the_last_block_read_at_its_tokens(form: str) ->
     assert torch.equal(found, token_attention(model, batch))
 
 
+def test_tokens_that_share_the_attention_of_one_draw_no_more_than_one() -> None:
+    """A tower whose m tokens are copies of one, in shared attention, has that one's map, m times."""
+    one = model_of(topology=f"oblique({N * M},1)")
+    shared = model_of(arch=dataclasses.replace(FOUR_BY_FOUR, shared_attention=True), projection="shared")
+    weights = {name: value for name, value in one.visual.state_dict().items() if name.startswith("trunk.")}
+    pos_embed = weights["trunk.pos_embed"]
+    weights["trunk.reg_token"] = weights["trunk.reg_token"].expand(1, M, -1)
+    if pos_embed.shape[1] == 1 + 16:
+        weights["trunk.pos_embed"] = torch.cat([pos_embed[:, :1].expand(1, M, -1), pos_embed[:, 1:]], 1)
+    found = shared.visual.load_state_dict(weights, strict=False)
+    assert not found.unexpected_keys
+    batch = images()
+    for rollout in (False, True):
+        expected = one.token_attention(batch, rollout).expand(-1, M, -1, -1)
+        assert relative_error(shared.token_attention(batch, rollout), expected) < SAME
+
+
 @pytest.mark.parametrize("form", ["oblique", "clip"])
 def test_rollout_is_the_product_over_blocks(form: str) -> None:
     model, batch = model_of(form), images()

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..tokenizer import Tokenizer
 from ..topology import Topology
+from .calibration import fit_temperature
 from .encode import Encoder, encode_texts
 from .templates import PLAIN, Prompts, prompts_of
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from ..checkpoint import Loaded
 
+IMAGES = 256
 PROMPTS = 16384
 """Prompts of a classifier held at once: enough to fill batches of like length, whatever the number of classes."""
 
@@ -114,6 +116,9 @@ def classify(
 ) -> tuple[Tensor, list[str]]:
     """Probabilities (N, K) of each picture for each name, and the most probable name of each picture.
 
+    The softmax is under the model's calibrated scale where it has one (training on the shipped set fits it on the
+    validation family; see `calibrate`), else under the scale it was trained with.
+
     Args:
         model_or_path: a run folder, a checkpoint, or the (model, preprocess, tokenizer) that `load` gave.
 
@@ -121,21 +126,65 @@ def classify(
         UserError: without images, for one that cannot be read, or see `build_classifier`.
     """
     from ..checkpoint import load
+
+    loaded = load(model_or_path) if isinstance(model_or_path, str | Path) else model_or_path
+    temperature = loaded.model.temperature
+    scale = temperature.scale.item() if temperature.calibrated is None else temperature.calibrated
+    probabilities = (scale * _similarity(loaded, images, names, templates)).softmax(-1)
+    return probabilities, [names[i] for i in probabilities.argmax(-1).tolist()]
+
+
+@torch.no_grad()
+def calibrate(
+    loaded: Loaded,
+    images: Sequence[Image.Image | str | Path],
+    labels: Sequence[int],
+    names: Sequence[str],
+    templates: Prompts | None = None,
+) -> float:
+    """Fit the scale that makes probabilities of `classify` honest, and keep it in the model, as `temperature.calibrated`.
+
+    Checkpoints of `save_model` and `save_pretrained` carry it. No accuracy changes.
+
+    Args:
+        images: pictures that neither training nor the test has, as for `classify`.
+        labels: the place of each picture's class in `names`.
+
+    Returns:
+        The scale, > 0.
+
+    Raises:
+        UserError: for another number of labels than images, a label that is no place in `names`, or as `classify`.
+    """
+    if len(labels) != len(images):
+        raise UserError(f"calibration needs a label for each image: {len(images)} images, {len(labels)} labels")
+    if stray := [label for label in labels if not 0 <= label < len(names)]:
+        raise UserError(f"label {stray[0]} is no place in the list of {len(names)} names")
+    scale = fit_temperature(_similarity(loaded, images, names, templates), torch.tensor(labels))
+    loaded.model.temperature.calibrated = scale
+    return scale
+
+
+def _similarity(
+    loaded: Loaded, images: Sequence[Image.Image | str | Path], names: Sequence[str], templates: Prompts | None
+) -> Tensor:
+    """Of each picture with each class, (N, K)."""
     from ..data.images import decode_square
     from .encode import encode_images
 
-    model, preprocess, tokenizer = load(model_or_path) if isinstance(model_or_path, str | Path) else model_or_path
+    model, preprocess, tokenizer = loaded
     if not images:
         raise UserError("zero-shot classification needs at least one image")
-    squares = []
-    for image in images:
+    classifier = build_classifier(model, tokenizer, names, templates or PLAIN)
+
+    def squares() -> Iterator[Tensor]:
+        for start in range(0, len(images), IMAGES):
+            yield torch.stack([square(image) for image in images[start : start + IMAGES]])
+
+    def square(image: Image.Image | str | Path) -> Tensor:
         try:
-            source = Path(image) if isinstance(image, str) else image
-            squares.append(decode_square(source, preprocess.image_size))
+            return decode_square(Path(image) if isinstance(image, str) else image, preprocess.image_size)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read image {image}: {error}") from error
-    points = encode_images(model, torch.stack(squares).split(256), preprocess)
-    classifier = build_classifier(model, tokenizer, names, templates or PLAIN)
-    scale = model.temperature.scale.cpu()
-    probabilities = (scale * model.topology.similarity(points, classifier)).softmax(-1)
-    return probabilities, [names[i] for i in probabilities.argmax(-1).tolist()]
+
+    return model.topology.similarity(encode_images(model, squares(), preprocess), classifier)

@@ -1,0 +1,123 @@
+"""Where a run's figures go while it runs: metrics.jsonl always, and the loggers that `--log` names.
+
+wandb and trackio are optional and keep their own settings: `WANDB_MODE=offline` and `WANDB_PROJECT`, `TRACKIO_DIR`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from .config import TrainConfig, to_json
+from .errors import UserError
+
+PROJECT = "oblique_clip"
+
+
+class Logger(Protocol):
+    """What takes the figures of a step."""
+
+    def log(self, step: int, figures: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _TensorBoard:
+    def __init__(self, config: TrainConfig) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(config.out / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    def __init__(self, config: TrainConfig) -> None:
+        import wandb
+
+        project = os.environ.get("WANDB_PROJECT", PROJECT)
+        try:
+            self._run: Any = wandb.init(
+                project=project, name=config.out.name, dir=str(config.out), config=to_json(config)
+            )
+        except wandb.Error as error:
+            raise UserError(f"--log wandb: {error}; `wandb login`, or set WANDB_MODE=offline") from error
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        self._run.log(figures, step=step)
+
+    def close(self) -> None:
+        self._run.finish(quiet=True)
+
+
+class _Trackio:
+    def __init__(self, config: TrainConfig) -> None:
+        import trackio
+
+        self._run: Any = trackio.init(project=PROJECT, name=config.out.name, config=to_json(config))
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        self._run.log(figures, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _Kind(NamedTuple):
+    open: Callable[[TrainConfig], Logger]
+    package: str
+    install: str
+
+
+LOGGERS = {
+    "tensorboard": _Kind(_TensorBoard, "tensorboard", "pip install tensorboard"),
+    "wandb": _Kind(_Wandb, "wandb", 'pip install "oblique-clip[wandb]"'),
+    "trackio": _Kind(_Trackio, "trackio", 'pip install "oblique-clip[trackio]"'),
+}
+
+
+def loggers_of(names: str) -> list[str]:
+    """The loggers of a text such as "tensorboard,wandb"; none for an empty one.
+
+    Raises:
+        UserError: for one that is not known, or not installed.
+    """
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    for name in chosen:
+        if name not in LOGGERS:
+            raise UserError(f"--log: unknown logger {name!r}; there is {', '.join(LOGGERS)}")
+        if importlib.util.find_spec(LOGGERS[name].package) is None:
+            raise UserError(f"--log {name}: {LOGGERS[name].package} is not installed: {LOGGERS[name].install}")
+    return list(dict.fromkeys(chosen))
+
+
+class Log:
+    """metrics.jsonl and the loggers of a run, side by side: called with a line of figures and its `step`."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._loggers = [LOGGERS[name].open(config) for name in loggers_of(config.log)]
+        self._file = (config.out / "metrics.jsonl").open("w", encoding="utf-8")
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+        for logger in self._loggers:
+            logger.close()
+
+    def __call__(self, line: dict[str, float]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        figures = {name: value for name, value in line.items() if name != "step"}
+        for logger in self._loggers:
+            logger.log(int(line["step"]), figures)
