@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablate test lint clean
+.PHONY: ablate test lint docs clean
 
 # Trains and compares the three forms on the shipped pairs; skips what runs/ablate already holds.
 ablate: .venv/installed
@@ -15,6 +15,10 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Writes build/site/index.html: this README, the API reference and the pages of experiments/.
+docs: .venv/installed-docs
+	$(BIN)/mkdocs build --strict
+
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
@@ -23,7 +27,13 @@ lint: .venv/installed-dev
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --editable ".[dev]"
+	# Its own dependencies (transformers, pycocoevalcap) serve other models and metrics than those compared with here.
+	$(BIN)/pip install --quiet --no-deps "clip_benchmark>=1.6"
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/pip install --quiet --editable ".[docs]"
 	touch $@
 
 clean:
-	rm -rf .venv runs/ablate
+	rm -rf .venv runs/ablate build/site

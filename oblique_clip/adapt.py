@@ -51,7 +51,8 @@ def refine_prototypes(
 
     Args:
         prototypes: (K, *point_shape), where to start: the points of the class names.
-        points: (N, *point_shape), the shots; labels: (N,) in [0, K).
+        points: (N, *point_shape), the shots.
+        labels: (N,), in [0, K).
         scale: 1/tau, > 0.
         steps: >= 0; none gives the start back.
         lr: > 0, the length of a step in radians on spheres, roughly.
@@ -60,6 +61,19 @@ def refine_prototypes(
 
     Raises:
         UserError: for numbers outside these ranges, labels that no prototype bears, or points of another topology.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.adapt import refine_prototypes
+        >>> topology = parse_topology("sphere(2)")
+        >>> prototypes = topology.project(torch.tensor([[[1.0, 0.0]], [[0.8, 0.6]]]))
+        >>> shots, labels = topology.project(torch.tensor([[[1.0, 0.1]], [[0.966, 0.259]]])), torch.tensor([0, 1])
+        >>> topology.similarity(shots, prototypes).argmax(1).tolist()  # the second is taken for the first class
+        [0, 0]
+        >>> refined = refine_prototypes(prototypes, shots, labels, topology, scale=20.0)
+        >>> topology.similarity(shots, refined).argmax(1).tolist()
+        [0, 1]
     """
     import geoopt
 
@@ -87,7 +101,15 @@ def refine_prototypes(
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A linear classifier of the numbers of a point."""
+    """A linear classifier of the numbers of a point.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.adapt import LinearProbe
+        >>> probe = LinearProbe(weight=torch.tensor([[1.0, 0.0], [0.0, 2.0]]), bias=torch.tensor([0.0, 0.5]), c=1.0)
+        >>> probe.logits(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])).tolist()
+        [[1.0, 0.5], [0.0, 2.5]]
+    """
 
     weight: Tensor
     """(K, D)."""
@@ -107,12 +129,24 @@ def linear_probe(
     """Logistic regression on points as flat vectors, its penalty chosen by accuracy on validation shots.
 
     Args:
-        points, val_points: (N, *point_shape) and (V, *point_shape), V >= 1.
-        labels, val_labels: (N,) and (V,) in [0, K); K is one more than the largest.
+        points: (N, *point_shape), the shots.
+        labels: (N,), in [0, K); K is one more than the largest of all labels.
+        val_points: (V, *point_shape), V >= 1.
+        val_labels: (V,), in [0, K).
         cs: inverse strengths of the L2 penalty to choose from.
 
     Raises:
         UserError: without scikit-learn, or for shots of a single class.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.adapt import linear_probe
+        >>> points = torch.tensor([[[1.0, 0.0]], [[1.0, 0.2]], [[0.0, 1.0]], [[0.2, 1.0]]])
+        >>> shots, labels = parse_topology("sphere(2)").project(points), torch.tensor([0, 0, 1, 1])
+        >>> probe = linear_probe(shots[::2], labels[::2], shots[1::2], labels[1::2])
+        >>> probe.logits(shots).argmax(1).tolist(), probe.c
+        ([0, 0, 1, 1], 0.01)
     """
     try:
         from sklearn.exceptions import ConvergenceWarning
@@ -152,7 +186,18 @@ def _probe(regression: Any, classes: int, like: Tensor) -> LinearProbe:
 
 @dataclass(frozen=True)
 class TipAdapter:
-    """The zero-shot classifier and a cache of labelled shots, which vote by how near they are."""
+    """The zero-shot classifier and a cache of labelled shots, which vote by how near they are.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.adapt import TipAdapter
+        >>> topology = parse_topology("sphere(2)")
+        >>> points = topology.project(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        >>> adapter = TipAdapter(points, points, torch.tensor([0, 1]), topology, scale=1.0, alpha=1.0, beta=2.0)
+        >>> adapter.votes(points).double().round(decimals=3).tolist()  # exp(-2) from a right angle away
+        [[1.0, 0.135], [0.135, 1.0]]
+    """
 
     prototypes: Tensor
     """(K, *point_shape)."""
@@ -200,12 +245,27 @@ def tip_adapter(
 
     Args:
         prototypes: (K, *point_shape), the points of the class names.
-        points, val_points: (N, *point_shape) and (V, *point_shape), V >= 1.
-        labels, val_labels: (N,) and (V,) in [0, K).
+        points: (N, *point_shape), the shots.
+        labels: (N,), in [0, K).
+        val_points: (V, *point_shape), V >= 1.
+        val_labels: (V,), in [0, K).
         scale: 1/tau, > 0.
 
     Raises:
         UserError: for labels that no prototype bears.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.adapt import tip_adapter
+        >>> topology = parse_topology("sphere(2)")
+        >>> prototypes = topology.project(torch.tensor([[[1.0, 0.0]], [[0.8, 0.6]]]))
+        >>> shots, labels = topology.project(torch.tensor([[[1.0, 0.1]], [[0.966, 0.259]]])), torch.tensor([0, 1])
+        >>> adapter = tip_adapter(prototypes, shots, labels, shots, labels, topology, scale=1.0)
+        >>> adapter.alpha, adapter.beta  # the mildest that get both right
+        (0.1, 64.0)
+        >>> adapter.logits(shots).argmax(1).tolist()
+        [0, 1]
     """
     _check_shots(points, labels, len(prototypes))
     _check_shots(val_points, val_labels, len(prototypes))
@@ -220,7 +280,14 @@ def tip_adapter(
 
 
 def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Figures of `rank_figures` for logits (N, K); a class exactly as likely as the right one stands before it."""
+    """Figures of `rank_figures` for logits (N, K); a class exactly as likely as the right one stands before it.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.adapt import accuracies
+        >>> accuracies(torch.tensor([[2.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 0]))["top1"]  # a tie is no hit
+        0.5
+    """
     own = logits.gather(1, labels[:, None])
     return rank_figures((~(logits < own)).sum(1) - 1, labels, logits.shape[1])
 

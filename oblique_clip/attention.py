@@ -30,6 +30,18 @@ def token_attention(model: DualEncoder, images: Tensor, rollout: bool = False) -
 
     Raises:
         UserError: for images of another size, or an image tower whose blocks are not plain.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from oblique_clip import load
+        >>> from oblique_clip.attention import token_attention
+        >>> model, preprocess, _ = load("tiny-oblique")
+        >>> images = preprocess(Image.new("RGB", (64, 64), "red"))[None]
+        >>> maps = token_attention(model, images)
+        >>> maps.shape  # eight class tokens, each over four by four patches
+        torch.Size([1, 8, 4, 4])
+        >>> bool((maps.sum((2, 3)) < 1).all())  # the rest goes to class tokens
+        True
     """
     model.check_images(images)
     tower = _attending(model.visual)
@@ -48,6 +60,13 @@ def rolled_out(maps: Iterable[Tensor]) -> Tensor:
     """The product of (A + I) / 2 over blocks, first block rightmost: (B, heads, L, L) each to (B, L, L).
 
     Half stands for the branch that passes each position on as it is. Rows of A sum to 1, those of the product too.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.attention import rolled_out
+        >>> even = torch.full((1, 2, 3, 3), 1 / 3)  # one picture, two heads, three positions
+        >>> rolled_out([even, even])[0].double().round(decimals=3).tolist()
+        [[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.25, 0.25, 0.5]]
     """
     product: Tensor | None = None
     for shares in maps:

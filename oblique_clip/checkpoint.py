@@ -18,21 +18,38 @@ from safetensors.torch import save_file
 from .config import DataConfig, ModelConfig, from_json, to_json
 from .data.images import Preprocess
 from .errors import UserError
-from .model import DualEncoder, create_model, preprocess_of
-from .tokenizer import Tokenizer, get_tokenizer
+from .model import DualEncoder, create_model, preprocess_of, tokenizer_of
+from .tokenizer import Tokenizer
 
-# Models of other homes, by the beginning of their address: the module in `interop` and its function from the rest of
-# the address to `Loaded`.
+
+class _Home(NamedTuple):
+    """Functions of a module in `interop`, from the rest of an address."""
+
+    module: str
+    load: str
+    """To `Loaded`."""
+    config: str | None
+    """To the `ModelConfig` that rebuilds the model, where there is one."""
+
+
+# Models of other homes, by the beginning of their address.
 ELSEWHERE = {
-    "open_clip:": ("open_clip", "load_open_clip"),
-    "clip-mtob:": ("clip_mtob", "load_address"),
+    "open_clip:": _Home("open_clip", "load_open_clip", "open_clip_config"),
+    "clip-mtob:": _Home("clip_mtob", "load_address", None),
 }
 BEST, LAST = "best.safetensors", "last.safetensors"
 POINT_TOLERANCE = 1e-4
 
 
 class Loaded(NamedTuple):
-    """A model with what its inputs go through."""
+    """A model with what its inputs go through.
+
+    Examples:
+        >>> from oblique_clip import load
+        >>> loaded = load("tiny-sphere")
+        >>> loaded.model.topology.spec, loaded.preprocess.image_size, loaded.tokenizer.context_length
+        ('sphere(128)', 32, 32)
+    """
 
     model: DualEncoder
     preprocess: Preprocess
@@ -47,6 +64,17 @@ def save_model(
     Args:
         data: what the model was trained on, so that it is never judged on that.
         half: store matrices in float16, half the size; the rest stays in float32.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from oblique_clip import create_model, load, model_config
+        >>> from oblique_clip.checkpoint import save_model
+        >>> config = model_config("tiny", "sphere", topology="sphere(128)/geodesic")
+        >>> path = Path(tempfile.mkdtemp()) / "fresh.safetensors"
+        >>> save_model(create_model(config), config, path)
+        >>> load(path).model.topology.spec  # the file says how to rebuild the model
+        'sphere(128)/geodesic'
     """
     weights = {name: _stored(value, half) for name, value in model.state_dict().items()}
     metadata = {"config": json.dumps(to_json(config)), "logit_bias": json.dumps(model.logit_bias is not None)}
@@ -78,11 +106,18 @@ def load(source: str | Path, device: str | torch.device = "cpu") -> Loaded:
 
     Raises:
         UserError: where there is no checkpoint, it is damaged, or its configuration is not known here.
+
+    Examples:
+        >>> from oblique_clip import load
+        >>> model, preprocess, tokenizer = load("tiny-oblique")
+        >>> points = model.encode_text(tokenizer(["red apple", "green apple", "dog"]))
+        >>> points.shape  # for each caption eight unit vectors of sixteen numbers
+        torch.Size([3, 8, 16])
+        >>> model.topology.similarity(points, points).double().round(decimals=1).tolist()  # in [-8, 8]
+        [[8.0, 5.1, 0.5], [5.1, 8.0, 1.3], [0.5, 1.3, 8.0]]
     """
     if prefix := home_of(source):
-        module, function = ELSEWHERE[prefix]
-        loader: Any = getattr(importlib.import_module(f".interop.{module}", __package__), function)
-        loaded = loader(str(source).removeprefix(prefix))
+        loaded = _from_home(source, prefix, ELSEWHERE[prefix].load)
         return Loaded(loaded.model.to(device).eval(), loaded.preprocess, loaded.tokenizer)
     path = _find(Path(source))
     header = _header(path)
@@ -99,7 +134,7 @@ def load(source: str | Path, device: str | torch.device = "cpu") -> Loaded:
     check_points(model, path)
     model.temperature.calibrated = header.get("calibrated_scale")
     model.to(device).eval()
-    return Loaded(model, preprocess_of(model), get_tokenizer(config.arch.tokenizer, config.arch.context_length))
+    return Loaded(model, preprocess_of(model), tokenizer_of(config))
 
 
 def home_of(source: str | Path) -> str | None:
@@ -107,14 +142,28 @@ def home_of(source: str | Path) -> str | None:
     return next((prefix for prefix in ELSEWHERE if str(source).startswith(prefix)), None)
 
 
+def _from_home(source: str | Path, prefix: str, function: str) -> Any:
+    module = importlib.import_module(f".interop.{ELSEWHERE[prefix].module}", __package__)
+    return getattr(module, function)(str(source).removeprefix(prefix))
+
+
 def config_of(source: str | Path) -> ModelConfig:
-    """The settings in the header of a checkpoint, named as for `load`.
+    """The settings in the header of a checkpoint, named as for `load`, or those that rebuild a model of open_clip.
 
     Raises:
-        UserError: as `load`, or for a model from elsewhere, which has none.
+        UserError: as `load`, or for a model from elsewhere that no settings of ours describe.
+
+    Examples:
+        >>> from oblique_clip.checkpoint import config_of
+        >>> config = config_of("tiny-oblique")
+        >>> config.topology, config.projection, config.arch.vision_layers
+        ('oblique(16,8)', 'per_token', 6)
     """
-    if home_of(source):
-        raise UserError(f"{source} comes from elsewhere, without a ModelConfig of this library")
+    if prefix := home_of(source):
+        if (function := ELSEWHERE[prefix].config) is None:
+            raise UserError(f"{source} comes from elsewhere, without a ModelConfig of this library")
+        config: ModelConfig = _from_home(source, prefix, function)
+        return config
     path = _find(Path(source))
     return _config_in(_header(path), path)
 
@@ -132,6 +181,12 @@ def data_of(source: str | Path) -> DataConfig:
 
     Raises:
         UserError: as `load`, or where the checkpoint does not say.
+
+    Examples:
+        >>> from oblique_clip.checkpoint import data_of
+        >>> data = data_of("tiny-oblique")
+        >>> data.test_families, data.held_out_concepts  # never trained on
+        (('emoji-fluent',), ('test',))
     """
     if home_of(source):
         return DataConfig()
@@ -187,5 +242,6 @@ def _find(source: Path) -> Path:
         if (source / place).is_file():
             return source / place
     if not source.exists():
-        raise UserError(f"no such checkpoint or run folder: {source}")
-    raise UserError(f"{source} has no checkpoints/{BEST} or checkpoints/{LAST}")
+        hint = f"; of the hub it would be hf:{source}" if len(source.parts) == 2 and not source.is_absolute() else ""
+        raise UserError(f"no such checkpoint or run folder: {source}{hint}")
+    raise UserError(f"{source} has no checkpoints/{BEST}, checkpoints/{LAST} or model.safetensors")

@@ -9,6 +9,7 @@ from .ablate import AblateConfig
 from .ablate import ablate as run_ablate
 from .bench.measure import BenchConfig
 from .bench.run import bench as run_bench
+from .checkpoint import config_of
 from .config import FORMS, SIZES, TrainConfig, model_config
 from .describe import DataCommand, describe
 from .embed import EmbedConfig
@@ -25,16 +26,20 @@ from .report import ReportConfig, print_evaluation, print_skipped
 from .report import report as run_report
 from .search import SearchConfig, print_answer
 from .search import search as run_search
+from .start import changed
 from .train import train as run_train
 
 
 def train(args: list[str]) -> None:
-    # Size and form choose the defaults of all the other flags, so they are read first.
-    size, form = _flag(args, "--size", "tiny"), _flag(args, "--form", "oblique")
-    if form not in FORMS:
+    # Size and form, or a model to go on from, choose the defaults of all the other flags, so they are read first.
+    size, form, source = _flag(args, "--size"), _flag(args, "--form"), _flag(args, "--start-from")
+    if source and (size or form):
+        raise UserError("--start-from brings the size and form of its model: leave out --size and --form")
+    if form and form not in FORMS:
         raise UserError(f"unknown form {form!r}; there is {', '.join(FORMS)}")
-    defaults = TrainConfig(model=model_config(size, form))
-    result = run_train(parse(TrainConfig, "oblique-clip train", args, defaults))
+    base = config_of(source) if source else model_config(size or "tiny", form or "oblique")  # type: ignore[arg-type]
+    config: TrainConfig = parse(TrainConfig, "oblique-clip train", args, TrainConfig(model=base))
+    result = run_train(replace(config, model=changed(config.model, base)) if source else config)
     print_evaluation(result["evaluation"])
     print_skipped(result["skipped"])
 
@@ -86,11 +91,11 @@ def bench(args: list[str]) -> None:
     run_bench(parse(BenchConfig, "oblique-clip bench", args))
 
 
-def _flag(args: Sequence[str], name: str, default: str) -> str:
-    """The last value given to a flag, as `--name value` or `--name=value`."""
+def _flag(args: Sequence[str], name: str) -> str | None:
+    """The last value given to a flag, as `--name value` or `--name=value`; None for none."""
     for place in reversed(range(len(args))):
         if args[place].startswith(f"{name}="):
             return args[place].split("=", 1)[1]
         if args[place] == name and place + 1 < len(args):
             return args[place + 1]
-    return default
+    return None

@@ -21,7 +21,16 @@ Form = Literal["clip", "sphere", "oblique"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of the two towers; the named ones are in `SIZES`."""
+    """Sizes of the two towers; the named ones are in `SIZES`.
+
+    Examples:
+        >>> from oblique_clip import create_model, model_config
+        >>> from oblique_clip.config import Architecture
+        >>> arch = Architecture(patch_size=16, vision_layers=2, text_layers=1)
+        >>> model = create_model(model_config("tiny", "oblique", arch=arch))
+        >>> model.visual.grid, len(model.visual.blocks)
+        ((2, 2), 2)
+    """
 
     image_size: int = 32
     """Height and width of an image in pixels."""
@@ -55,7 +64,17 @@ class Architecture:
 
 @dataclass(frozen=True)
 class TemperatureConfig:
-    """Scale of the logits. Unset values follow the rule of `Topology.initial_scale` and `Topology.max_scale`."""
+    """Scale of the logits. Unset values follow the rule of `Topology.initial_scale` and `Topology.max_scale`.
+
+    Examples:
+        >>> from oblique_clip import create_model, model_config
+        >>> from oblique_clip.config import TemperatureConfig
+        >>> annealed = TemperatureConfig("cosine", init_scale=1.0, final_scale=4.0)
+        >>> model = create_model(model_config("tiny", "oblique", temperature=annealed))
+        >>> model.temperature.update(0.5)  # halfway through training
+        >>> round(model.temperature.scale.item(), 3)
+        2.5
+    """
 
     temperature: Literal["learned", "constant", "linear", "cosine", "exponential"] = "learned"
     """`learned` as CLIP does, `constant`, or annealed from --init-scale to --final-scale."""
@@ -69,7 +88,16 @@ class TemperatureConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model: two towers, a topology and a temperature."""
+    """A model: two towers, a topology and a temperature.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from oblique_clip.config import ModelConfig
+        >>> config = ModelConfig()
+        >>> config.size, config.topology, config.projection
+        ('tiny', 'oblique(16,8)', 'per_token')
+        >>> official = replace(config, projection="shared")  # one matrix for all class tokens
+    """
 
     size: str = "tiny"
     """A name in the table of sizes; it sets the defaults below."""
@@ -85,13 +113,25 @@ class ModelConfig:
     """The budget D = n*m that forms are compared at; a topology of another size is refused."""
     logit_bias: bool = False
     """A learned bias on the logits, as the sigmoid loss wants (switched on with it)."""
+    open_clip: str | None = None
+    """Towers of open_clip's model NAME, or NAME/TAG, in place of the sizes below; set by --start-from."""
     arch: Architecture = field(default_factory=Architecture)
     temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is trained on."""
+    """What is trained on.
+
+    Examples:
+        >>> from oblique_clip.config import DataConfig
+        >>> from oblique_clip.data.splits import split_emoji
+        >>> for config in (DataConfig(), DataConfig(test_families=("emoji-noto",), held_out_concepts=())):
+        ...     splits = split_emoji(config)
+        ...     print(len(splits.train), len(splits.test), len(splits.concepts))
+        9662 4793 1024
+        12540 2939 0
+    """
 
     data: str = "emoji"
     """`emoji` (the shipped set), WebDataset shards ("shards/x-{000..012}.tar"), or a CSV, TSV or Parquet file."""
@@ -119,7 +159,13 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised."""
+    """What is minimised.
+
+    Examples:
+        >>> from oblique_clip.config import LossConfig
+        >>> LossConfig(loss="sigmoid", positives="caption")
+        LossConfig(loss='sigmoid', positives='caption', distill_from=None, distill_temperature=2.0, distill_weight=0.5)
+    """
 
     loss: Literal["info_nce", "sigmoid"] = "info_nce"
     """Symmetric InfoNCE (CLIP) or the pairwise sigmoid loss (SigLIP)."""
@@ -135,7 +181,16 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How it is minimised."""
+    """How it is minimised.
+
+    Examples:
+        >>> from oblique_clip.config import OptimConfig, check_ranges
+        >>> check_ranges(OptimConfig(epochs=40, lr=3e-4, batch_size=1024, micro_batch=64))
+        >>> check_ranges(OptimConfig(lr=-1.0))
+        Traceback (most recent call last):
+            ...
+        oblique_clip.errors.UserError: --lr must lie in (0, inf), not be -1.0
+    """
 
     epochs: float = 10.0
     """Passes over the training pairs (ignored where --steps is given)."""
@@ -167,7 +222,21 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run."""
+    """One training run.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from oblique_clip import model_config
+        >>> from oblique_clip.config import DataConfig, OptimConfig, TrainConfig
+        >>> config = TrainConfig(
+        ...     model=model_config("tiny", "sphere"),
+        ...     data=DataConfig(data="pairs.csv"),
+        ...     optim=OptimConfig(epochs=40),
+        ...     out=Path("runs/mine"),
+        ... )
+        >>> config.model.topology, config.optim.batch_size, config.seed
+        ('sphere(128)', 128, 0)
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -187,6 +256,9 @@ class TrainConfig:
     """Where these lines also go, separated by commas: tensorboard, wandb, trackio; "" for nowhere else."""
     eval_every: int = 0
     """Steps between two validations; 0 validates ten times a run."""
+    start_from: str | None = None
+    """A model to go on from, with its sizes: a run folder, a checkpoint, a shipped model or open_clip:NAME/TAG. One on
+    sphere(n*m) becomes oblique(n,m) where --topology says so."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +293,14 @@ def model_config(size: str = "tiny", form: Form = "oblique", **changes: Any) -> 
 
     Raises:
         UserError: for an unknown size or form.
+
+    Examples:
+        >>> from oblique_clip import model_config
+        >>> config = model_config("ViT-B-16", "oblique")
+        >>> config.topology, config.embed_dim, config.arch.image_size
+        ('oblique(32,16)', 512, 224)
+        >>> model_config("tiny", "sphere", topology="euclidean(128)").topology
+        'euclidean(128)'
     """
     if size not in SIZES:
         raise UserError(f"unknown size {size!r}; there is {', '.join(SIZES)}")
@@ -237,13 +317,31 @@ def model_config(size: str = "tiny", form: Form = "oblique", **changes: Any) -> 
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON values; at the top of a run's config.json stands `format_version`."""
+    """A dataclass as plain JSON values; at the top of a run's config.json stands `format_version`.
+
+    Examples:
+        >>> from oblique_clip.config import TemperatureConfig, to_json
+        >>> to_json(TemperatureConfig("constant", init_scale=1.0))
+        {'format_version': 1, 'temperature': 'constant', 'init_scale': 1.0, 'final_scale': None, 'max_scale': None}
+    """
     plain = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     return {"format_version": FORMAT_VERSION, **plain}
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain values as JSON, complete or not at all."""
+    """Write plain values as JSON, complete or not at all.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from oblique_clip.config import write_json
+        >>> path = Path(tempfile.mkdtemp()) / "figures.json"
+        >>> write_json(path, {"top1": 0.5})
+        >>> print(path.read_text())
+        {
+          "top1": 0.5
+        }
+    """
     unfinished = path.with_name(path.name + ".part")
     unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     unfinished.replace(path)
@@ -269,6 +367,13 @@ def check_ranges(config: Any) -> None:
 
     Raises:
         UserError: for the first one, named as its flag.
+
+    Examples:
+        >>> from oblique_clip.config import OptimConfig, TrainConfig, check_ranges
+        >>> check_ranges(TrainConfig(optim=OptimConfig(batch_size=1)))
+        Traceback (most recent call last):
+            ...
+        oblique_clip.errors.UserError: --batch-size must lie in [2, inf), not be 1
     """
     for part in dataclasses.fields(config):
         value = getattr(config, part.name)
@@ -293,6 +398,18 @@ def from_json(kind: type[T], values: dict[str, Any], where: str = "config.json")
 
     Raises:
         UserError: for an unknown key, a value of the wrong type, or another format version.
+
+    Examples:
+        >>> from oblique_clip import model_config
+        >>> from oblique_clip.config import ModelConfig, TemperatureConfig, from_json, to_json
+        >>> config = model_config("small", "clip")
+        >>> from_json(ModelConfig, to_json(config)) == config
+        True
+        >>> from_json(TemperatureConfig, {"tau": 0.07})
+        Traceback (most recent call last):
+            ...
+        oblique_clip.errors.UserError: config.json: unknown setting 'tau'; there is final_scale, init_scale,
+        max_scale, temperature
     """
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a table of settings, found {values!r}")
@@ -308,6 +425,15 @@ def read_run_config(run: Path) -> TrainConfig:
 
     Raises:
         UserError: where its config.json is missing or no JSON, or see `from_json`.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from oblique_clip.config import TrainConfig, read_run_config, to_json, write_json
+        >>> run = Path(tempfile.mkdtemp())
+        >>> write_json(run / "config.json", to_json(TrainConfig(seed=7)))  # as `train` does
+        >>> read_run_config(run).seed
+        7
     """
     path = run / "config.json"
     try:

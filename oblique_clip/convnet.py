@@ -24,11 +24,20 @@ class ConvTower(Tower):
 
     Args:
         arch: `timm_name` names the convnet; of the sizes only `image_size` counts.
-        n, m: features a query, spheres. `projection="reshaped"` has one query whatever m is.
+        n: features a query.
+        m: queries, and spheres; with `projection="reshaped"` there is one query whatever m is.
         weights: False builds what `arch.pretrained` asks for and reads no weights.
 
     Raises:
         UserError: for a model that gives no feature map of two places or more, or weights that do not fit.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.config import Architecture
+        >>> from oblique_clip.convnet import ConvTower
+        >>> tower = ConvTower(Architecture(timm_name="test_resnet", image_size=64), n=16, m=8)
+        >>> tower(torch.zeros(2, 3, 64, 64)).shape
+        torch.Size([2, 8, 16])
     """
 
     def __init__(
@@ -46,14 +55,14 @@ class ConvTower(Tower):
         self.image_size = (arch.image_size, arch.image_size)
         self.num_tokens = 1 if projection == "reshaped" else m
         self.trunk = timm_model(arch.timm_name, global_pool="")
-        width, places = _map_size(self.trunk, arch)
+        width, self.places = _map_size(self.trunk, arch)
         self.image_mean, self.image_std = CLIP_MEAN, CLIP_STD
         if arch.pretrained is not None:
             self.image_mean, self.image_std = normalisation_of(self.trunk)
             if weights:
                 fill(self.trunk, read_weights(arch, self.trunk, global_pool=""), arch)
         self.norm = nn.LayerNorm(width)
-        self.pool = _pool(width, places, self.num_tokens, class_tokens)
+        self.pool = _pool(width, self.places, self.num_tokens, class_tokens)
         self.projection = TokenProjection(projection, width, n, m)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checkpoint import Loaded, data_of, load
+from .checkpoint import Loaded, data_of, home_of, load
 from .config import DataConfig, LossConfig
 from .data.images import TrainingPixels
 from .errors import UserError
@@ -26,7 +26,17 @@ from .tokenizer import TinyTokenizer, Tokenizer
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Mean divergence of rows and columns in nats, times T^2; logits (B, B), T > 0. Zero where the softmaxes agree."""
+    """Mean divergence of rows and columns in nats, times T^2; logits (B, B), T > 0. Zero where the softmaxes agree.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.distill import divergence
+        >>> teacher, uniform = torch.tensor([[4.0, 0.0], [0.0, 4.0]]), torch.zeros(2, 2)
+        >>> round(divergence(uniform, teacher, temperature=2.0).item(), 3)
+        1.311
+        >>> divergence(teacher, teacher, temperature=2.0).item()
+        0.0
+    """
     total = student.new_zeros(())
     for axis in (0, 1):
         expected, found = ((logits / temperature).log_softmax(axis) for logits in (teacher, student))
@@ -36,7 +46,21 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """What a teacher says of one batch; as a `blend` of `train_step`, the loss that is minimised."""
+    """What a teacher says of one batch; as a `blend` of `train_step`, the loss that is minimised.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import create_model, model_config
+        >>> from oblique_clip.distill import SoftTargets
+        >>> from oblique_clip.loss import info_nce
+        >>> student = create_model(model_config("tiny", "oblique"))
+        >>> soft = SoftTargets(student, logits=4 * torch.eye(2), temperature=2.0, weight=0.25)
+        >>> points = student.topology.project(torch.randn(2, 8, 16))
+        >>> contrastive = info_nce(points, points, student.topology, student.temperature.scale)
+        >>> blended = soft(contrastive, points, points)
+        >>> torch.allclose(blended, 0.75 * contrastive + 0.25 * soft.divergence(points, points))
+        True
+    """
 
     student: DualEncoder
     logits: Tensor
@@ -58,7 +82,21 @@ class SoftTargets:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained model that gives targets and stays as it is: frozen, in evaluation mode."""
+    """A trained model that gives targets and stays as it is: frozen, in evaluation mode.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import create_model, load, model_config
+        >>> from oblique_clip.distill import Teacher
+        >>> from oblique_clip.step import train_step
+        >>> teacher = Teacher(load("tiny-sphere"), temperature=2.0, weight=0.5)
+        >>> student = create_model(model_config("tiny", "oblique"))
+        >>> images, ids = torch.randn(3, 3, 32, 32), teacher.loaded.tokenizer(["dog", "house", "tree"])
+        >>> soft = teacher.targets(student, images, ids, "float32")
+        >>> soft.logits.shape
+        torch.Size([3, 3])
+        >>> loss, _, _ = train_step(student, images, ids, None, "info_nce", "float32", blend=soft)
+    """
 
     loaded: Loaded
     temperature: float
@@ -96,10 +134,26 @@ def open_teacher(
     """The teacher that `--distill-from` names; None where it names none.
 
     Args:
-        data, tokenizer: the student's. Batches carry token ids, so both models must read the same ones.
+        loss: the settings that name it.
+        data: the student's.
+        tokenizer: the student's. Batches carry token ids, so both models must read the same ones.
+        device: where the teacher computes.
 
     Raises:
         UserError: as `load`; for a teacher that reads other tokens, or that has seen what the student is judged by.
+
+    Examples:
+        >>> from oblique_clip.config import DataConfig, LossConfig
+        >>> from oblique_clip.distill import open_teacher
+        >>> from oblique_clip.tokenizer import get_tokenizer
+        >>> teacher = open_teacher(LossConfig(distill_from="tiny-sphere"), DataConfig(), get_tokenizer("tiny", 32))
+        >>> teacher.loaded.model.topology.spec, teacher.temperature, teacher.weight
+        ('sphere(128)', 2.0, 0.5)
+        >>> open_teacher(LossConfig(distill_from="tiny-sphere"), DataConfig(), get_tokenizer("clip", 77))
+        Traceback (most recent call last):
+            ...
+        oblique_clip.errors.UserError: --distill-from tiny-sphere: this teacher reads --tokenizer tiny
+        --context-length 32, the student clip and 77; they must be the same
     """
     if loss.distill_from is None:
         return None
@@ -110,27 +164,38 @@ def open_teacher(
             f"--distill-from {loss.distill_from}: this teacher reads --tokenizer {theirs[0]} --context-length "
             f"{theirs[1]}, the student {ours[0]} and {ours[1]}; they must be the same"
         )
-    if data.data == "emoji":
-        _refuse_seen(loss.distill_from, data)
+    refuse_seen("--distill-from", loss.distill_from, data)
     teacher.model.requires_grad_(False)
     return Teacher(teacher, loss.distill_temperature, loss.distill_weight)
 
 
 def _reading(tokenizer: Tokenizer) -> tuple[str, int]:
-    """Tokenizer and context length as the flags name them."""
-    return "tiny" if isinstance(tokenizer, TinyTokenizer) else "clip", tokenizer.context_length
+    """Tokenizer and context length as the flags name them; another library's tokenizer by its type."""
+    if isinstance(tokenizer, TinyTokenizer):
+        name = "tiny"
+    else:
+        # By what it does: open_clip's byte pairs begin with 49406 and end with 49407, whoever holds them.
+        try:
+            clip = tokenizer(["a"])[0, :3].tolist() == [49406, 320, 49407]
+        except UserError:
+            clip = False
+        name = "clip" if clip else type(tokenizer).__name__
+    return name, int(getattr(tokenizer, "context_length", 0))
 
 
-def _refuse_seen(source: str, data: DataConfig) -> None:
-    """What a teacher was trained on reaches the student through it, and is held out no more."""
-    taught = data_of(source)
-    if taught.data != "emoji":
+def refuse_seen(flag: str, source: str, data: DataConfig) -> None:
+    """What a model was trained on reaches another through it, and is held out no more.
+
+    Raises:
+        UserError: where `source` has seen what a run on the shipped set is judged by.
+    """
+    if data.data != "emoji" or home_of(source) or (taught := data_of(source)).data != "emoji":
         return
     kept = {*taught.test_families, *taught.val_families, *taught.held_out_concepts}
     held = (*data.test_families, *data.val_families, *data.held_out_concepts)
     seen = [name for name in held if name not in kept]
     if seen:
         raise UserError(
-            f"--distill-from {source}: this teacher was trained on {', '.join(seen)}, which the student is judged by; "
-            f"hold out what both have not seen (of the teacher: {', '.join(sorted(kept)) or 'nothing'})"
+            f"{flag} {source}: this model was trained on {', '.join(seen)}, which the run is judged by; hold out what "
+            f"both have not seen (of this model: {', '.join(sorted(kept)) or 'nothing'})"
         )

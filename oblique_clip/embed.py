@@ -23,7 +23,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from .checkpoint import Loaded, data_of, load
+from .checkpoint import Loaded, data_of, home_of, load
 from .config import DataConfig, check_ranges
 from .data.emoji import EmojiSet, load_emoji
 from .data.folders import SUFFIXES as PICTURES
@@ -48,7 +48,15 @@ GROUP = 32 * CHUNK
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    """Encode pictures once, into a Parquet file of vectors."""
+    """Encode pictures once, into a Parquet file of vectors.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from oblique_clip.embed import EmbedConfig
+        >>> config = EmbedConfig("pairs.csv", model="runs/mine", out=Path("mine.parquet"))
+        >>> config.image_column, config.caption_column
+        ('image', 'caption')
+    """
 
     data: Annotated[str, tyro.conf.Positional]
     """`emoji` (every shipped picture), a folder of pictures, a CSV, TSV or Parquet file, or .tar shards."""
@@ -83,8 +91,20 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
 
     Raises:
         UserError: for a model or data that cannot be read, or where no picture can.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from oblique_clip.embed import EmbedConfig, embed
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for colour in ("red", "blue"):
+        ...     Image.new("RGB", (64, 64), colour).save(folder / f"{colour}.png")
+        >>> info = embed(EmbedConfig(str(folder), "tiny-oblique", folder / "points.parquet", device="cpu"))
+        >>> info["pictures"], info["topology"], info["kind"], info["skipped"]
+        (2, 'oblique(16,8)', 'flat', {})
     """
-    _arrow()
+    import_arrow()
     check_ranges(config)
     loaded = load(config.model, pick_device(config.device))
     skipped: Counter[str] = Counter()
@@ -110,18 +130,46 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
 
 
 def to_vectors(topology: Topology, points: Tensor) -> Tensor:
-    """Points to what is stored of them, (B, numbers in a point); see the top of this file."""
+    """Points to what is stored of them, (B, numbers in a point); see the top of this file.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.embed import to_vectors
+        >>> points = torch.tensor([[[0.6, 0.8], [0.0, 1.0]]])
+        >>> to_vectors(parse_topology("oblique(2,2)"), points).norm().double().round(decimals=3).item()  # for a cosine
+        1.0
+        >>> to_vectors(parse_topology("oblique(2,2)/geodesic"), points).tolist() == points.flatten(1).tolist()
+        True
+    """
     return topology.flat(points) if topology.flat_is_exact else points.flatten(1)
 
 
 def to_points(topology: Topology, vectors: Tensor) -> Tensor:
-    """The inverse of `to_vectors`, to the last digits."""
+    """The inverse of `to_vectors`, to the last digits.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.embed import to_points, to_vectors
+        >>> topology = parse_topology("oblique(2,2)")
+        >>> points = topology.project(torch.tensor([[[3.0, 4.0], [0.0, 1.0]]]))
+        >>> torch.allclose(to_points(topology, to_vectors(topology, points)), points)
+        True
+    """
     rows = vectors.unflatten(1, topology.point_shape)
     return topology.project(rows) if topology.flat_is_exact else rows
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A short digest of all weights, which tells two models of one name apart."""
+    """A short digest of all weights, which tells two models of one name apart.
+
+    Examples:
+        >>> from oblique_clip import load
+        >>> from oblique_clip.embed import fingerprint
+        >>> fingerprint(load("tiny-oblique").model) == fingerprint(load("tiny-sphere").model)
+        False
+    """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -131,7 +179,7 @@ def fingerprint(model: nn.Module) -> str:
 
 def _write(path: Path, loaded: Loaded, batches: Batches, info: dict[str, Any], skipped: Counter[str]) -> int:
     """The file, and the number of its rows; the metadata comes last, as only then it is known what was skipped."""
-    arrow, parquet = _arrow()
+    arrow, parquet = import_arrow()
     topology = loaded.model.topology
     width = topology.point_shape[0] * topology.point_shape[1]
     texts = [(name, arrow.string()) for name in Item._fields]
@@ -191,6 +239,8 @@ def _emoji_batches(model: str) -> Batches:
 
 def _splits_for(model: str) -> dict[int, str]:
     """`train`, `val`, `test` or `concepts` (see `EmojiSplits`) by row; nothing for a model trained on other data."""
+    if home_of(model):
+        return {}
     try:
         data = data_of(model)
     except UserError:
@@ -270,7 +320,7 @@ def _below(root: Path, key: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
-def _arrow() -> tuple[Any, Any]:
+def import_arrow() -> tuple[Any, Any]:
     try:
         import pyarrow
         import pyarrow.parquet

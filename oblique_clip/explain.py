@@ -12,7 +12,7 @@ import tyro
 from torch import Tensor
 
 from .checkpoint import Loaded, load
-from .data.images import READ_ERRORS, decode_square
+from .data.images import READ_ERRORS, Side, decode_square
 from .device import pick_device
 from .errors import UserError
 from .figures import _shortened
@@ -32,7 +32,15 @@ LONGEST = 32
 
 @dataclass(frozen=True)
 class ExplainConfig:
-    """Draw what each class token, and so each sphere, looks at in a picture."""
+    """Draw what each class token, and so each sphere, looks at in a picture.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from oblique_clip.explain import ExplainConfig
+        >>> config = ExplainConfig(Path("runs/mine"), Path("apple.png"), out=Path("spheres.png"), rollout=True)
+        >>> config.text is None, config.device
+        (True, 'auto')
+    """
 
     model: Annotated[Path, tyro.conf.Positional]
     """A run folder, a checkpoint file or a shipped model."""
@@ -54,14 +62,27 @@ def explain(config: ExplainConfig) -> Path:
     Raises:
         UserError: for a model or picture that cannot be read, a model without class tokens to look through, a topology
             without spheres where a text is given, or a file type that matplotlib lacks.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from oblique_clip.explain import ExplainConfig, explain
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (64, 64), "red").save(folder / "red.png")
+        >>> config = ExplainConfig(Path("tiny-oblique"), folder / "red.png", folder / "spheres.svg", text="red apple")
+        >>> "sphere 8" in explain(config).read_text()  # a panel for each of the eight
+        True
     """
     # open_clip, behind the towers, takes seconds to import: mistakes in flags are told before.
     from .attention import token_attention
 
     _check_file_type(config.out)
     loaded = load(config.model, pick_device(config.device))
-    picture = _read(config.image)
-    images = loaded.preprocess.batch(picture[None]).to(next(loaded.model.parameters()).device)
+    side = loaded.preprocess.image_size
+    # As the model sees it, and the same part of it large enough to look at.
+    picture = _read(config.image, Side(SIDE, side.cut) if isinstance(side, Side) else SIDE)
+    images = loaded.preprocess.batch(_read(config.image, side)[None]).to(next(loaded.model.parameters()).device)
     maps = token_attention(loaded.model, images, config.rollout)[0].cpu()
     shares = None if config.text is None else sphere_shares(loaded, images, config.text)
     figure = draw(picture, maps, config.image.name, config.text, shares)
@@ -76,6 +97,17 @@ def sphere_shares(loaded: Loaded, images: Tensor, text: str) -> Tensor:
 
     Raises:
         UserError: for a topology that is no product of spheres.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from oblique_clip import load
+        >>> from oblique_clip.explain import sphere_shares
+        >>> loaded = load("tiny-oblique")
+        >>> images = loaded.preprocess(Image.new("RGB", (64, 64), "red"))[None]
+        >>> shares = sphere_shares(loaded, images, "red apple")
+        >>> x, y = loaded.model.encode_image(images), loaded.model.encode_text(loaded.tokenizer(["red apple"]))
+        >>> len(shares), round((shares.sum() - loaded.model.topology.similarity(x, y)).abs().item(), 4)
+        (8, 0.0)
     """
     model = loaded.model
     ids = loaded.tokenizer([text]).to(images.device)
@@ -143,10 +175,10 @@ def _check_file_type(path: Path) -> None:
         raise UserError(f"--out {path}: a drawing ends in one of {', '.join(f'.{kind}' for kind in sorted(known))}")
 
 
-def _read(path: Path) -> Tensor:
+def _read(path: Path, side: int) -> Tensor:
     if not path.is_file():
         raise UserError(f"no such file: {path}")
     try:
-        return decode_square(path, SIDE)
+        return decode_square(path, side)
     except READ_ERRORS as error:
         raise UserError(f"{path} is not a readable picture: {error}") from error

@@ -37,7 +37,14 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write both towers as ONNX or torch.export files, with a batch of any size."""
+    """Write both towers as ONNX or torch.export files, with a batch of any size.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from oblique_clip.export import ExportConfig
+        >>> ExportConfig("runs/mine", out=Path("exported")).format
+        'onnx'
+    """
 
     model: Annotated[str, tyro.conf.Positional]
     """A run folder, a checkpoint file or the name of a shipped model."""
@@ -66,6 +73,22 @@ def export(config: ExportConfig) -> dict[str, float | None]:
 
     Raises:
         UserError: for a model that cannot be read, a missing package, or where `out` is a run folder.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from oblique_clip import create_model, model_config
+        >>> from oblique_clip.checkpoint import save_model
+        >>> from oblique_clip.config import Architecture
+        >>> from oblique_clip.export import ExportConfig, export
+        >>> mine, out = (Path(tempfile.mkdtemp()) / name for name in ("mine.safetensors", "exported"))
+        >>> config = model_config("tiny", "oblique", arch=Architecture(vision_layers=1, text_layers=1))
+        >>> save_model(create_model(config), config, mine)
+        >>> differences = export(ExportConfig(str(mine), out, format="torch"))
+        >>> sorted(path.name for path in out.iterdir())
+        ['config.json', 'image.pt2', 'text.pt2', 'tokenizer.json']
+        >>> max(differences.values()) < 1e-4  # of the files' points from the model's
+        True
     """
     if (config.out / "checkpoints").is_dir():
         raise UserError(f"{config.out} is a run folder, whose config.json would be lost: give another --out")
@@ -88,7 +111,16 @@ def export(config: ExportConfig) -> dict[str, float | None]:
 
 
 def describe_use(loaded: Loaded, settings: ModelConfig) -> dict[str, Any]:
-    """What somebody with the files alone needs to know of pixels, tokens and logits."""
+    """What somebody with the files alone needs to know of pixels, tokens and logits.
+
+    Examples:
+        >>> from oblique_clip import load
+        >>> from oblique_clip.checkpoint import config_of
+        >>> from oblique_clip.export import describe_use
+        >>> facts = describe_use(load("tiny-oblique"), config_of("tiny-oblique"))
+        >>> facts["topology"], facts["image_size"], facts["tokenizer"], facts["end_id"]
+        ('oblique(16,8)', 32, 'tiny', 4095)
+    """
     model, preprocess, tokenizer = loaded
     return {
         "topology": model.topology.spec,
@@ -98,20 +130,43 @@ def describe_use(loaded: Loaded, settings: ModelConfig) -> dict[str, Any]:
         "image_size": int(preprocess.image_size),
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
-        "tokenizer": settings.arch.tokenizer,
-        "context_length": tokenizer.context_length,
+        "tokenizer": f"open_clip:{settings.open_clip}" if settings.open_clip else settings.arch.tokenizer,
+        "context_length": model.context_length,
         "pad_id": PAD_ID,
-        "end_id": tokenizer.vocab_size - 1,
+        # Of the tokenizers of CLIP's kind; open_clip has others.
+        "end_id": tokenizer.vocab_size - 1 if hasattr(tokenizer, "vocab_size") else None,
     }
 
 
 def export_image(model: DualEncoder) -> ExportedProgram:
-    """Images (B, 3, H, H) to points, for any B from 1."""
+    """Images (B, 3, H, H) to points, for any B from 1.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import create_model, model_config
+        >>> from oblique_clip.config import Architecture
+        >>> from oblique_clip.export import export_image
+        >>> model = create_model(model_config("tiny", "oblique", arch=Architecture(vision_layers=1)))
+        >>> program = export_image(model.eval())
+        >>> program.module()(torch.zeros(5, 3, 32, 32)).shape  # any number of pictures
+        torch.Size([5, 8, 16])
+    """
     return _export(model, model.visual, torch.zeros(2, 3, *model.visual.image_size), {0: Dim("batch", min=1)})
 
 
 def export_text(model: DualEncoder) -> ExportedProgram:
-    """Token ids (B, L) to points, for any B from 1 and L from 2 to the context length."""
+    """Token ids (B, L) to points, for any B from 1 and L from 2 to the context length.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import create_model, model_config
+        >>> from oblique_clip.config import Architecture
+        >>> from oblique_clip.export import export_text
+        >>> model = create_model(model_config("tiny", "oblique", arch=Architecture(text_layers=1)))
+        >>> program = export_text(model.eval())
+        >>> program.module()(torch.tensor([[5, 9, 4095]])).shape  # any number of captions, of any length
+        torch.Size([1, 8, 16])
+    """
     length = Dim("length", min=2, max=model.context_length)
     ids = torch.ones(2, min(5, model.context_length), dtype=torch.long)
     return _export(model, model.text, ids, {0: Dim("batch", min=1), 1: length})

@@ -90,6 +90,15 @@ def loggers_of(names: str) -> list[str]:
 
     Raises:
         UserError: for one that is not known, or not installed.
+
+    Examples:
+        >>> from oblique_clip.logs import loggers_of
+        >>> loggers_of("tensorboard")
+        ['tensorboard']
+        >>> loggers_of("paper")
+        Traceback (most recent call last):
+            ...
+        oblique_clip.errors.UserError: --log: unknown logger 'paper'; there is tensorboard, wandb, trackio
     """
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     for name in chosen:
@@ -101,7 +110,19 @@ def loggers_of(names: str) -> list[str]:
 
 
 class Log:
-    """metrics.jsonl and the loggers of a run, side by side: called with a line of figures and its `step`."""
+    """metrics.jsonl and the loggers of a run, side by side: called with a line of figures and its `step`.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from oblique_clip.config import TrainConfig
+        >>> from oblique_clip.logs import Log
+        >>> config = TrainConfig(out=Path(tempfile.mkdtemp()), log="")  # no logger beside the file
+        >>> with Log(config) as log:
+        ...     log({"step": 1, "loss": 2.5})
+        >>> print((config.out / "metrics.jsonl").read_text(), end="")
+        {"step": 1, "loss": 2.5}
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         self._loggers = [LOGGERS[name].open(config) for name in loggers_of(config.log)]

@@ -53,7 +53,8 @@ def info_nce(
     """Symmetric InfoNCE of B pairs, in nats; row i of both is a pair.
 
     Args:
-        image_points, text_points: (B, *topology.point_shape).
+        image_points: (B, *topology.point_shape).
+        text_points: the same, row by row the image's caption.
         scale: 1/tau, > 0.
         bias: added to every logit; cancels in both softmaxes.
         groups: (B,) integers, equal where captions are; None makes each row its own group.
@@ -62,6 +63,22 @@ def info_nce(
     Raises:
         UserError: for a tile below 1, or where images, captions and groups are not of one number.
         RuntimeError: where second derivatives are asked for.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.loss import info_nce
+        >>> topology = parse_topology("sphere(2)")
+        >>> points = topology.project(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        >>> round(info_nce(points, points, topology, scale=1.0).item(), 4)  # log(1 + 1/e)
+        0.3133
+        >>> round(info_nce(points, points.flip(0), topology, scale=1.0).item(), 4)  # captions exchanged
+        1.3133
+        >>> round(info_nce(points, points, topology, scale=1.0, tile=1).item(), 4)  # in less memory
+        0.3133
+        >>> same_caption = torch.tensor([7, 7])
+        >>> round(info_nce(points, points, topology, scale=1.0, groups=same_caption).item(), 4)
+        0.8133
     """
     _check_counts(image_points, text_points, groups)
     return _tiled(_InfoNCE(_Positives(groups), image_points), image_points, text_points, topology, scale, bias, tile)
@@ -77,7 +94,18 @@ def sigmoid_loss(
     groups: Tensor | None = None,
     tile: int | None = None,
 ) -> Tensor:
-    """SigLIP's pairwise loss of B pairs, in nats a row; arguments as `info_nce`."""
+    """SigLIP's pairwise loss of B pairs, in nats a row; arguments as `info_nce`.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.loss import sigmoid_loss
+        >>> topology = parse_topology("sphere(2)")
+        >>> points = topology.project(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        >>> scale, bias = topology.initial_scale("sigmoid"), torch.tensor(topology.initial_bias())
+        >>> round(sigmoid_loss(points, points, topology, scale, bias=bias).item(), 4)
+        0.6932
+    """
     _check_counts(image_points, text_points, groups)
     return _tiled(_Sigmoid(_Positives(groups), image_points), image_points, text_points, topology, scale, bias, tile)
 

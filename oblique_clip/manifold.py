@@ -1,6 +1,6 @@
 """The oblique manifold Ob(n, m): m unit vectors of dimension n, as a geoopt manifold.
 
-A point is a tensor ``(..., m, n)`` whose rows lie on the sphere S^(n-1), so the manifold is a product of m
+A point is a tensor (..., m, n) whose rows lie on the sphere S^(n-1), so the manifold is a product of m
 spheres, and every operation acts on all rows at once and on each row alone. (Pymanopt and much of the
 literature keep the unit vectors in the columns: transpose to compare.)
 
@@ -44,11 +44,20 @@ def _row_norm(u: Tensor) -> Tensor:
 def normalize_rows(x: Tensor) -> Tensor:
     """Divide every row by its length: the nearest point of the oblique manifold.
 
-    Rows shorter than :data:`TINY_NORM` have no nearest point and become the first axis (1, 0, ..., 0), with
-    gradient zero. Elsewhere the gradient is exact. NaN and infinity stay visible as NaN.
+    Rows shorter than `TINY_NORM` have no nearest point and become the first axis (1, 0, ..., 0), with gradient zero.
+    Elsewhere the gradient is exact. NaN and infinity stay visible as NaN.
 
-    :param x: ``(..., n)``; the length of a row must fit its dtype (1.8e19 in float32).
-    :returns: ``(..., n)``, rows of length 1.
+    Args:
+        x: (..., n); the length of a row must fit its dtype (1.8e19 in float32).
+
+    Returns:
+        (..., n), rows of length 1.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.manifold import normalize_rows
+        >>> normalize_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).double().round(decimals=3).tolist()
+        [[0.6, 0.8], [1.0, 0.0]]
     """
     (x,) = _widen(x)
     length = _row_norm(x)
@@ -65,9 +74,22 @@ def row_angle(x: Tensor, y: Tensor) -> Tensor:
     few units of rounding everywhere, where acos of the inner product loses half the digits at both ends. The
     gradient is exact between the ends and, by convention, zero where the angle has a kink: at 0 and at pi.
 
-    :param x: ``(..., n)``, unit rows.
-    :param y: ``(..., n)``, unit rows, broadcast against ``x``.
-    :returns: ``(...)``, in [0, pi].
+    Args:
+        x: (..., n), unit rows.
+        y: (..., n), unit rows, broadcast against x.
+
+    Returns:
+        (...), in [0, pi].
+
+    Examples:
+        >>> import math
+        >>> import torch
+        >>> from oblique_clip.manifold import row_angle
+        >>> x, y = torch.tensor([1.0, 0.0]), torch.tensor([math.cos(1e-4), math.sin(1e-4)])
+        >>> round(row_angle(x, y).item(), 6)
+        0.0001
+        >>> (x * y).sum().acos().item()  # float32 has no cosine that near to 1
+        0.0
     """
     x, y = _widen(x, y)
     # The norm has subgradient zero at zero, and atan2 is smooth, as its arguments never vanish together.
@@ -81,7 +103,7 @@ def _any_tangent(x: Tensor) -> Tensor:
 
 
 def _shares(weights: Tensor | None, points: Tensor, dim: int) -> Tensor:
-    """Weights as shares of one along ``dim``, shaped to multiply points."""
+    """Weights as shares of one along `dim`, shaped to multiply points."""
     lead = points.shape[:-2]
     if weights is None:
         return points.new_full((), 1 / lead[dim])
@@ -93,14 +115,31 @@ def _shares(weights: Tensor | None, points: Tensor, dim: int) -> Tensor:
 
 
 class Oblique(geoopt.Manifold):
-    """Tensors ``(..., m, n)`` whose rows are unit vectors, n >= 2, with the metric of the surrounding space.
+    """Tensors (..., m, n) whose rows are unit vectors, n >= 2, with the metric of the surrounding space.
 
-    For m = 1 it is geoopt's :class:`geoopt.Sphere`, without its NaN at zero and its floor under small
-    distances. Vector transport is a projection at the end point, so geoopt's own ``retr_transp`` and
-    ``expmap_transp``, one step and one projection, are already the fused forms.
+    For m = 1 it is geoopt's `geoopt.Sphere`, without its NaN at zero and its floor under small distances. Vector
+    transport is a projection at the end point, so geoopt's own `retr_transp` and `expmap_transp`, one step and one
+    projection, are already the fused forms.
 
     Sources, for one sphere: Absil, Mahony & Sepulchre (2008), *Optimization Algorithms on Matrix Manifolds*;
     Boumal (2023), *An Introduction to Optimization on Smooth Manifolds*.
+
+    Examples:
+        >>> import geoopt
+        >>> import torch
+        >>> from oblique_clip.manifold import Oblique
+        >>> oblique = Oblique()
+        >>> target = oblique.random(8, 16, generator=torch.Generator().manual_seed(0))
+        >>> point = geoopt.ManifoldParameter(oblique.origin(8, 16), manifold=oblique)
+        >>> optimizer = geoopt.optim.RiemannianAdam([point], lr=0.1)
+        >>> for _ in range(200):
+        ...     optimizer.zero_grad()
+        ...     oblique.dist2(point, target).backward()
+        ...     _ = optimizer.step()
+        >>> oblique.dist(point, target).item() < 0.01
+        True
+        >>> oblique.check_point_on_manifold(point)
+        True
     """
 
     name = "Oblique"
@@ -110,15 +149,17 @@ class Oblique(geoopt.Manifold):
     def projx(self, x: Tensor) -> Tensor:
         """Nearest point: each row divided by its length, a zero row becoming (1, 0, ..., 0).
 
-        :param x: ``(..., m, n)``; see :func:`normalize_rows`.
+        Args:
+            x: (..., m, n); see `normalize_rows`.
         """
         return normalize_rows(x)
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
-        """Orthogonal projection onto the tangent space at ``x``: each row loses its part along x's row.
+        """Orthogonal projection onto the tangent space at x: each row loses its part along x's row.
 
-        :param x: point, ``(..., m, n)``.
-        :param u: any tensor that broadcasts against ``x``.
+        Args:
+            x: point, (..., m, n).
+            u: any tensor that broadcasts against x.
         """
         x, u = _widen(x, u)
         return torch.addcmul(u, _row_dot(x, u), x, value=-1)
@@ -127,23 +168,25 @@ class Oblique(geoopt.Manifold):
     egrad2rgrad = proju
 
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
-        """Step along ``u`` and project back: :meth:`expmap` up to third order in u, at less cost.
+        """Step along u and project back: `expmap` up to third order in u, at less cost.
 
         Absil, Mahony & Sepulchre (2008), example 4.1.1.
 
-        :param x: point, ``(..., m, n)``.
-        :param u: tangent vector at ``x``.
+        Args:
+            x: point, (..., m, n).
+            u: tangent vector at x.
         """
         x, u = _widen(x, u)
         return normalize_rows(x + u)
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
-        """Follow each row's great circle for the length of ``u``'s row: x cos|u| + u sin|u| / |u|.
+        """Follow each row's great circle for the length of u's row: x cos|u| + u sin|u| / |u|.
 
         Absil, Mahony & Sepulchre (2008), example 5.4.1.
 
-        :param x: point, ``(..., m, n)``.
-        :param u: tangent vector at ``x``.
+        Args:
+            x: point, (..., m, n).
+            u: tangent vector at x.
         """
         x, u = _widen(x, u)
         angle = _row_norm(u)
@@ -151,13 +194,14 @@ class Oblique(geoopt.Manifold):
         return normalize_rows(torch.cos(angle) * x + torch.sinc(angle / math.pi) * u)
 
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        """Shortest tangent vector at ``x`` that :meth:`expmap` takes to ``y``; its rows are at most pi long.
+        """Shortest tangent vector at x that `expmap` takes to y; its rows are at most pi long.
 
         To an antipodal row a whole sphere of directions leads: a fixed one is returned, of length pi. Boumal
         (2023), section 10.2.
 
-        :param x: point, ``(..., m, n)``.
-        :param y: point that broadcasts against ``x``.
+        Args:
+            x: point, (..., m, n).
+            y: point that broadcasts against x.
         """
         x, y = _widen(x, y)
         far = _row_dot(x, y) < 0
@@ -173,34 +217,39 @@ class Oblique(geoopt.Manifold):
         return direction * stretch.masked_fill(coincident, 1)
 
     def geodesic(self, t: float | Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Where the shortest geodesic from ``x`` at time 0 to ``y`` at time 1 is at time ``t``.
+        """Where the shortest geodesic from x at time 0 to y at time 1 is at time t.
 
-        :param t: a number, or a tensor that broadcasts against ``(..., m, n)``: ``(T, 1, 1)`` for T times.
+        Args:
+            t: a number, or a tensor that broadcasts against (..., m, n), as (T, 1, 1) for T times.
+            x: point, (..., m, n).
+            y: point that broadcasts against x.
         """
         return self.expmap(x, t * self.logmap(x, y))
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Transport ``v`` from ``x`` to ``y`` by projection (Absil, Mahony & Sepulchre 2008, section 8.1.3).
+        """Transport v from x to y by projection (Absil, Mahony & Sepulchre 2008, section 8.1.3).
 
         Linear, never lengthens a row, and the identity where y = x. It keeps the part of each row orthogonal
         to the geodesic, and takes <u, y><v, y> a row from inner products. That is second order in the step;
         parallel transport would keep them exactly, at the price of a logarithm.
 
-        :returns: tangent vector at ``y``, ``(..., m, n)``.
+        Returns:
+            Tangent vector at y, (..., m, n).
         """
         return self.proju(y, v)
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False) -> Tensor:
-        """Inner product of tangent vectors at ``x``, the sum over all rows; ``v`` defaults to ``u``.
+        """Inner product of tangent vectors at x, the sum over all rows; v defaults to u.
 
-        :returns: ``(...)``, or ``(..., 1, 1)`` with ``keepdim``.
+        Returns:
+            (...), or (..., 1, 1) with `keepdim`.
         """
         u, v = _widen(u, u if v is None else v)
         inner = (u * v).sum((-2, -1), keepdim=keepdim)
         return inner.expand(broadcast_shapes(x.shape[:-2] + (1, 1) * keepdim, inner.shape))
 
     def component_inner(self, x: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
-        """Inner product row by row, ``(..., m, 1)``, so that RiemannianAdam scales each row by itself."""
+        """Inner product row by row, (..., m, 1), so that RiemannianAdam scales each row by itself."""
         u, v = _widen(u, u if v is None else v)
         inner = _row_dot(u, v)
         return inner.expand(broadcast_shapes((*x.shape[:-1], 1), inner.shape))
@@ -208,7 +257,8 @@ class Oblique(geoopt.Manifold):
     def norm(self, x: Tensor, u: Tensor, *, keepdim: bool = False) -> Tensor:
         """Length of a tangent vector, with gradient zero, not NaN, where it is zero.
 
-        :returns: ``(...)``, or ``(..., 1, 1)`` with ``keepdim``.
+        Returns:
+            (...), or (..., 1, 1) with `keepdim`.
         """
         (u,) = _widen(u)
         # By rows first: over 5 x 4,096 float32 entries at once the norm was seen 6e-6 off, and so 3e-7.
@@ -216,16 +266,16 @@ class Oblique(geoopt.Manifold):
         return norm.expand(broadcast_shapes(x.shape[:-2] + (1, 1) * keepdim, norm.shape))
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
-        """Geodesic distance, the root of the summed squares of :func:`row_angle`, in [0, pi sqrt(m)].
+        """Geodesic distance, the root of the summed squares of `row_angle`, in [0, pi sqrt(m)].
 
-        :returns: ``(...)``, or ``(..., 1, 1)`` with ``keepdim``. The gradient is finite everywhere, and zero
-            at y = x.
+        Returns:
+            (...), or (..., 1, 1) with `keepdim`. The gradient is finite everywhere, and zero at y = x.
         """
         distance: Tensor = vector_norm(row_angle(x, y)[..., None], dim=(-2, -1), keepdim=keepdim)
         return distance
 
     def dist2(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
-        """Squared geodesic distance, in [0, pi^2 m], without taking the root; shapes as in :meth:`dist`."""
+        """Squared geodesic distance, in [0, pi^2 m], without taking the root; shapes as in `dist`."""
         return row_angle(x, y)[..., None].square().sum((-2, -1), keepdim=keepdim)
 
     def random_uniform(
@@ -237,8 +287,11 @@ class Oblique(geoopt.Manifold):
     ) -> geoopt.ManifoldTensor:
         """Independent uniform rows: Gaussian vectors, normalised.
 
-        :param size: the shape ``(..., m, n)``.
-        :raises ValueError: fewer than two dimensions, or n < 2.
+        Args:
+            size: the shape (..., m, n).
+
+        Raises:
+            ValueError: fewer than two dimensions, or n < 2.
         """
         self._assert_check_shape(size2shape(*size), "x")
         gaussian = torch.randn(*size, dtype=dtype, device=device, generator=generator)
@@ -253,10 +306,13 @@ class Oblique(geoopt.Manifold):
         device: torch.device | str | None = None,
         seed: int | None = 42,
     ) -> geoopt.ManifoldTensor:
-        """The point whose rows are all (1, 0, ..., 0), where zero projects to; ``seed`` is ignored.
+        """The point whose rows are all (1, 0, ..., 0), where zero projects to; `seed` is ignored.
 
-        :param size: the shape ``(..., m, n)``.
-        :raises ValueError: fewer than two dimensions, or n < 2.
+        Args:
+            size: the shape (..., m, n).
+
+        Raises:
+            ValueError: fewer than two dimensions, or n < 2.
         """
         self._assert_check_shape(size2shape(*size), "x")
         zero = torch.zeros(*size, dtype=dtype, device=device)
@@ -274,18 +330,23 @@ class Oblique(geoopt.Manifold):
     ) -> Tensor:
         """Weighted mean of points over one leading dimension; differentiable.
 
-        ``extrinsic`` projects the Euclidean mean, which minimises the summed squared chords; a row whose
-        points cancel has none, and gives (1, 0, ..., 0). ``karcher`` starts there and minimises the summed
+        `extrinsic` projects the Euclidean mean, which minimises the summed squared chords; a row whose
+        points cancel has none, and gives (1, 0, ..., 0). `karcher` starts there and minimises the summed
         squared geodesic distances, repeating mean <- exp(mean of logs). This converges where each row's
         points fit in a ball of radius below pi/2 (Afsari, Tron & Vidal 2013).
 
-        :param points: ``(..., m, n)`` with at least one leading dimension.
-        :param weights: broadcast to ``points.shape[:-2]``; not negative, with a positive sum along ``dim``.
-        :param dim: the dimension averaged over, not one of the last two.
-        :param max_iter: most steps of the Karcher mean; a RuntimeWarning says if they did not suffice.
-        :param tol: stop where no row's step is longer, in radians; by default 32 units of rounding.
-        :returns: the shape of ``points`` without ``dim``.
-        :raises ValueError: unknown method, unfit weights, ``dim`` not a leading dimension, or no points.
+        Args:
+            points: (..., m, n) with at least one leading dimension.
+            weights: broadcast to `points.shape[:-2]`; not negative, with a positive sum along `dim`.
+            dim: the dimension averaged over, not one of the last two.
+            max_iter: most steps of the Karcher mean; a RuntimeWarning says if they did not suffice.
+            tol: stop where no row's step is longer, in radians; by default 32 units of rounding.
+
+        Returns:
+            The shape of `points` without `dim`.
+
+        Raises:
+            ValueError: unknown method, unfit weights, `dim` not a leading dimension, or no points.
         """
         if method not in ("extrinsic", "karcher"):
             raise ValueError(f"method must be 'extrinsic' or 'karcher', not {method!r}")
@@ -320,7 +381,7 @@ class Oblique(geoopt.Manifold):
         return ok, reason
 
     def _check_point_on_manifold(self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5) -> tuple[bool, str | None]:
-        """Whether every row has length 1, up to ``atol + rtol``."""
+        """Whether every row has length 1, up to `atol + rtol`."""
         (x,) = _widen(x)
         if bool(((_row_norm(x) - 1).abs() <= atol + rtol).all()):
             return True, None
@@ -329,7 +390,7 @@ class Oblique(geoopt.Manifold):
     def _check_vector_on_tangent(
         self, x: Tensor, u: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
     ) -> tuple[bool, str | None]:
-        """Whether rows of ``x`` and ``u`` are orthogonal, up to ``atol`` plus ``rtol`` times u's length."""
+        """Whether rows of x and u are orthogonal, up to `atol` plus `rtol` times u's length."""
         x, u = _widen(x, u)
         if bool((_row_dot(x, u).abs() <= atol + rtol * _row_norm(u)).all()):
             return True, None

@@ -11,7 +11,7 @@ from .config import ModelConfig, check_ranges
 from .data.images import Preprocess
 from .errors import UserError
 from .temperature import Temperature, make_temperature
-from .tokenizer import get_tokenizer
+from .tokenizer import Tokenizer, get_tokenizer
 from .topology import Topology, parse_topology
 
 
@@ -19,11 +19,26 @@ class DualEncoder(nn.Module):
     """An image tower and a text tower whose features meet on a topology.
 
     Args:
-        visual, text: towers giving features (B, m, n).
+        visual: tower from images to features (B, m, n).
+        text: tower from token ids to features (B, m, n).
         topology: where the features are projected to and compared.
         temperature: the scale of the logits.
         logit_bias: start of a learned bias; None for no bias.
         output_dict: whether `forward` gives a dict, as open_clip's models do on request.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import load
+        >>> model, preprocess, tokenizer = load("tiny-oblique")
+        >>> images, ids = torch.zeros(2, 3, 32, 32), tokenizer(["red apple", "dog", "house"])
+        >>> model.encode_image(images).shape, model.encode_image(images, flat=True).shape
+        (torch.Size([2, 8, 16]), torch.Size([2, 128]))
+        >>> logits, transposed = model.get_logits(images, ids)
+        >>> logits.shape, transposed.shape
+        (torch.Size([2, 3]), torch.Size([3, 2]))
+        >>> model.lock_image_tower()  # the text tower alone will be trained
+        >>> any(parameter.requires_grad for parameter in model.visual.parameters())
+        False
     """
 
     def __init__(
@@ -107,8 +122,8 @@ class DualEncoder(nn.Module):
         self.text.set_grad_checkpointing(enable)
 
     def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
-        """Freeze the image tower but for its last groups; `freeze_bn_stats` is open_clip's, ViTs have none."""
-        self.visual.lock(unlocked_groups)
+        """Freeze the image tower but for its last groups; `freeze_bn_stats` holds a convnet's batch norms still."""
+        self.visual.lock(unlocked_groups, freeze_bn_stats)
 
     def lock_text_tower(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
         """Freeze the text tower but for its last groups; norms freeze with their block, as in open_clip."""
@@ -125,29 +140,54 @@ def create_model(config: ModelConfig, loss: str = "info_nce", pretrained: bool =
 
     Raises:
         UserError: for an unknown topology, one off the budget, or a form that does not fit it.
+
+    Examples:
+        >>> from oblique_clip import create_model, model_config
+        >>> model = create_model(model_config("tiny", "oblique"))
+        >>> sum(parameter.numel() for parameter in model.parameters())
+        2377089
+        >>> create_model(model_config("tiny", "oblique", topology="oblique(16,4)"))
+        Traceback (most recent call last):
+            ...
+        oblique_clip.errors.UserError: topology oblique(16,4) has 64 numbers, size 'tiny' compares at 128: take
+        oblique(32,4), or set --embed-dim 64
     """
     if loss not in ("info_nce", "sigmoid"):
         raise UserError(f"unknown loss {loss!r}; there is info_nce, sigmoid")
     check_ranges(config)
     topology = parse_topology(config.topology)
     _check_fit(config, topology)
-    # open_clip takes seconds to import: a mistake above is told before.
-    from .towers import OpenClipImageTower, OpenClipTextTower, TextTower, make_image_tower
-
-    arch, n, m = config.arch, topology.n, topology.m
-    vocab_size = get_tokenizer(arch.tokenizer, arch.context_length).vocab_size
-    if config.form == "clip":
-        towers: tuple[nn.Module, nn.Module] = (
-            OpenClipImageTower(arch, topology.embed_dim),
-            OpenClipTextTower(arch, vocab_size, topology.embed_dim),
-        )
-    else:
-        head = (n, m, config.projection, config.class_tokens)
-        towers = make_image_tower(arch, *head, weights=pretrained), TextTower(arch, vocab_size, *head)
+    towers = _towers(config, topology, pretrained)
     start = topology.initial_scale("sigmoid" if loss == "sigmoid" else "info_nce")
     temperature = make_temperature(config.temperature, start, topology.max_scale)
     bias = topology.initial_bias() if config.logit_bias or loss == "sigmoid" else None
     return DualEncoder(*towers, topology, temperature, bias)
+
+
+def _towers(config: ModelConfig, topology: Topology, pretrained: bool) -> tuple[nn.Module, nn.Module]:
+    # open_clip takes seconds to import: a mistake in the configuration is told before.
+    if config.open_clip is not None:
+        from .interop.open_clip import build_towers
+
+        return build_towers(config, topology)
+    from .towers import OpenClipImageTower, OpenClipTextTower, TextTower, make_image_tower
+
+    arch = config.arch
+    vocab_size = get_tokenizer(arch.tokenizer, arch.context_length).vocab_size
+    if config.form == "clip":
+        return OpenClipImageTower(arch, topology.embed_dim), OpenClipTextTower(arch, vocab_size, topology.embed_dim)
+    head = (topology.n, topology.m, config.projection, config.class_tokens)
+    return make_image_tower(arch, *head, weights=pretrained), TextTower(arch, vocab_size, *head)
+
+
+def tokenizer_of(config: ModelConfig) -> Tokenizer:
+    """What turns texts into the token ids that a model of this configuration reads."""
+    if config.open_clip is None:
+        return get_tokenizer(config.arch.tokenizer, config.arch.context_length)
+    import open_clip
+
+    tokenizer: Tokenizer = open_clip.get_tokenizer(config.open_clip.partition("/")[0])
+    return tokenizer
 
 
 def _check_fit(config: ModelConfig, topology: Topology) -> None:
@@ -164,6 +204,10 @@ def _check_fit(config: ModelConfig, topology: Topology) -> None:
         raise UserError(f"form {config.form!r} has one class token; topology {topology.spec} wants form 'oblique'")
     if config.form == "clip" and config.class_tokens != "free":
         raise UserError("form 'clip' is open_clip's own model: its class tokens cannot be points; take form 'sphere'")
+    if config.open_clip is not None:
+        if config.form == "sphere":
+            raise UserError("open_clip's towers go with the forms 'clip' and 'oblique'; 'sphere' has towers of ours")
+        return
     arch = config.arch
     if arch.image_size % arch.patch_size:
         raise UserError(f"patch size {arch.patch_size} does not divide image size {arch.image_size}")
@@ -176,6 +220,15 @@ def _check_fit(config: ModelConfig, topology: Topology) -> None:
 
 
 def preprocess_of(model: DualEncoder) -> Preprocess:
-    """The evaluation transform that the image tower wants; one taken over from another library brings its own."""
+    """The evaluation transform that the image tower wants; one taken over from another library brings its own.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from oblique_clip import create_model, model_config
+        >>> from oblique_clip.model import preprocess_of
+        >>> preprocess = preprocess_of(create_model(model_config("tiny", "sphere")))
+        >>> preprocess(Image.new("RGB", (640, 480), "red")).shape
+        torch.Size([3, 32, 32])
+    """
     own: Preprocess | None = getattr(model.visual, "preprocess", None)
     return own or Preprocess(model.visual.image_size[0], model.visual.image_mean, model.visual.image_std)

@@ -17,7 +17,15 @@ NO_DECAY = ("reg_token", "cls_token", "class_tokens", "class_embedding", "latent
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices, but neither to class tokens nor to positions."""
+    """Whether weight decay applies: to matrices, but neither to class tokens nor to positions.
+
+    Examples:
+        >>> from oblique_clip import create_model, model_config
+        >>> from oblique_clip.optim import is_decayed
+        >>> model = create_model(model_config("tiny", "oblique"))
+        >>> [name for name, value in model.named_parameters() if value.ndim >= 2 and not is_decayed(name, value)]
+        ['visual.trunk.reg_token', 'visual.trunk.pos_embed', 'text.class_tokens', 'text.positional_embedding']
+    """
     return parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in NO_DECAY
 
 
@@ -28,6 +36,27 @@ class Optimizer:
 
     Args:
         total_steps: length of the schedule: a linear warm-up, then a cosine to zero.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import create_model, model_config
+        >>> from oblique_clip.config import OptimConfig
+        >>> from oblique_clip.optim import Optimizer
+        >>> from oblique_clip.step import train_step
+        >>> model = create_model(model_config("tiny", "oblique", class_tokens="oblique"))
+        >>> optimizer = Optimizer(model, OptimConfig(lr=1e-3, warmup=0.5), total_steps=4)
+        >>> images, ids = torch.randn(4, 3, 32, 32), torch.randint(1, 4095, (4, 5))
+        >>> for _ in range(4):
+        ...     loss, _, _ = train_step(model, images, ids, None, "info_nce", "float32")
+        ...     print(f"{optimizer.lr:.4f}")
+        ...     optimizer.step()
+        0.0005
+        0.0010
+        0.0010
+        0.0005
+        >>> lengths = model.visual.trunk.reg_token.norm(dim=-1)  # class tokens on a manifold
+        >>> torch.allclose(lengths, torch.ones(8), atol=1e-5)
+        True
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig, total_steps: int) -> None:

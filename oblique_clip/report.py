@@ -135,14 +135,13 @@ def differences(models: dict[str, ModelConfig], caption_tokens: int = 8) -> dict
             model.encode_image(torch.zeros(1, 3, size, size))
             model.encode_text(caption)
         clip = config.form == "clip"
-        patches = (size // config.arch.patch_size) ** 2
         # open_clip's text tower reads the end token, which is one of the caption's.
         own = 0 if clip else model.text.num_tokens
         table[name] = {
             "text attention": "causal" if clip else "both ways",
             "text read at": "end token" if clip else "class tokens",
             "start of image blocks": "open_clip's" if clip else "CLIP's text rule",
-            "image positions": f"{patches} + {model.visual.num_tokens}",
+            "image positions": f"{getattr(model.visual, 'places', '?')} + {model.visual.num_tokens}",
             "text positions": f"{caption_tokens} + {own}",
             "projection": config.projection if config.form == "oblique" else "one matrix",
             "parameters": f"{sum(p.numel() for p in model.parameters()):,}",

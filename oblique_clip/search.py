@@ -17,7 +17,7 @@ from .config import write_json
 from .data.folders import SUFFIXES as PICTURES
 from .data.images import READ_ERRORS, decode_square
 from .device import pick_device
-from .embed import FORMAT_VERSION, KEY, _arrow, fingerprint, to_points, to_vectors
+from .embed import FORMAT_VERSION, KEY, fingerprint, import_arrow, to_points, to_vectors
 from .errors import UserError
 from .evaluate.encode import encode_images, encode_texts
 from .topology import Topology
@@ -28,7 +28,15 @@ SCORES = 2**24
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Find the stored pictures most similar to texts or pictures."""
+    """Find the stored pictures most similar to texts or pictures.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from oblique_clip.search import SearchConfig
+        >>> config = SearchConfig(Path("points.parquet"), ("a red apple", "apple.png"), approximate=True)
+        >>> config.top, config.model is None
+        (10, True)
+    """
 
     points: Annotated[Path, tyro.conf.Positional]
     """A file written by `oblique-clip embed`."""
@@ -48,7 +56,15 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file of `oblique-clip embed` holds."""
+    """What a file of `oblique-clip embed` holds.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.search import Stored
+        >>> stored = Stored(["red.png"], ["a red square"], torch.ones(1, 4) / 2, {"topology": "oblique(2,2)"})
+        >>> stored.vectors.norm().item()
+        1.0
+    """
 
     ids: list[str]
     captions: list[str | None]
@@ -67,6 +83,22 @@ def search(config: SearchConfig) -> dict[str, Any]:
 
     Raises:
         UserError: for a file, model or query that cannot be read or does not fit the others.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from oblique_clip.embed import EmbedConfig, embed
+        >>> from oblique_clip.search import SearchConfig, search
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for colour in ("red", "blue"):
+        ...     Image.new("RGB", (64, 64), colour).save(folder / f"{colour}.png")
+        >>> stored = folder / "points.parquet"
+        >>> info = embed(EmbedConfig(str(folder), "tiny-oblique", stored, device="cpu"))
+        >>> answer = search(SearchConfig(stored, (str(folder / "red.png"),), top=1, device="cpu"))
+        >>> hit = answer["results"][0]["hits"][0]
+        >>> hit["id"], round(hit["similarity"], 3)  # itself, at the end of the range
+        ('red.png', 8.0)
     """
     if config.top < 1:
         raise UserError(f"--top must lie in [1, inf), not be {config.top}")
@@ -113,10 +145,23 @@ def read_stored(path: Path) -> Stored:
 
     Raises:
         UserError: for another file, a missing one, or one of another format version.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from oblique_clip.embed import EmbedConfig, embed
+        >>> from oblique_clip.search import read_stored
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (64, 64), "red").save(folder / "red.png")
+        >>> info = embed(EmbedConfig(str(folder), "tiny-oblique", folder / "points.parquet", device="cpu"))
+        >>> stored = read_stored(folder / "points.parquet")
+        >>> stored.ids, stored.captions, stored.vectors.shape, stored.info["topology"]
+        (['red.png'], [None], torch.Size([1, 128]), 'oblique(16,8)')
     """
     if not path.is_file():
         raise UserError(f"no such file: {path}")
-    arrow, parquet = _arrow()
+    arrow, parquet = import_arrow()
     try:
         with parquet.ParquetFile(path) as file:
             metadata, table = file.metadata.metadata or {}, file.read()
@@ -138,6 +183,17 @@ def encode_queries(loaded: Loaded, queries: tuple[str, ...]) -> Tensor:
 
     Raises:
         UserError: for a picture that is missing or cannot be read.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from oblique_clip import load
+        >>> from oblique_clip.search import encode_queries
+        >>> path = Path(tempfile.mkdtemp()) / "red.png"
+        >>> Image.new("RGB", (64, 64), "red").save(path)
+        >>> encode_queries(load("tiny-oblique"), ("red apple", str(path))).shape  # a text and a picture
+        torch.Size([2, 8, 16])
     """
     model, preprocess, tokenizer = loaded
     points = []
@@ -160,6 +216,16 @@ def nearest(
     """The `top` most similar points of each query: similarities (Q, top), falling, and rows (Q, top) of `points`.
 
     Exact: every similarity is computed, a chunk of points at a time. Of equal ones any may come first.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.search import nearest
+        >>> topology = parse_topology("sphere(2)")
+        >>> points = topology.project(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 1.0]]]))
+        >>> similarity, rows = nearest(points[:1], points, topology, top=2)
+        >>> rows.tolist(), similarity.double().round(decimals=3).tolist()
+        ([[0, 2]], [[1.0, 0.707]])
     """
     held = len(queries) * topology.held_a_pair
     chunk = chunk or max(top, SCORES // held)
@@ -179,6 +245,14 @@ def build_index(vectors: Tensor) -> Any:
 
     Raises:
         UserError: where usearch is not installed.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.search import build_index
+        >>> vectors = torch.eye(3)
+        >>> index = build_index(vectors)
+        >>> index.search(vectors[1].numpy(), 1).keys.tolist()
+        [1]
     """
     try:
         from usearch.index import Index
@@ -193,7 +267,19 @@ def build_index(vectors: Tensor) -> Any:
 def nearest_by_index(
     index: Any, queries: Tensor, points: Tensor, topology: Topology, top: int
 ) -> tuple[Tensor, Tensor]:
-    """As `nearest`, of what an index of the points' `flat` vectors finds, in its order, in the topology's own units."""
+    """As `nearest`, of what an index of the points' `flat` vectors finds, in its order, in the topology's own units.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.search import build_index, nearest_by_index
+        >>> topology = parse_topology("oblique(2,2)")
+        >>> points = topology.project(torch.randn(5, 2, 2))
+        >>> index = build_index(topology.flat(points))
+        >>> similarity, rows = nearest_by_index(index, points[:1], points, topology, top=1)
+        >>> rows.tolist(), round(similarity.item(), 3)
+        ([[0]], 2.0)
+    """
     flat = to_vectors(topology, queries).numpy()
     found = np.stack([index.search(vector, min(top, len(points))).keys for vector in flat]).astype(np.int64)
     rows = torch.from_numpy(found)
@@ -201,7 +287,14 @@ def nearest_by_index(
 
 
 def recall(found: Tensor, exact: Tensor) -> float:
-    """Share of the rows `exact` (Q, k) that are among `found` (Q, k), a query at a time."""
+    """Share of the rows `exact` (Q, k) that are among `found` (Q, k), a query at a time.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.search import recall
+        >>> recall(torch.tensor([[3, 8]]), torch.tensor([[3, 5]]))
+        0.5
+    """
     return float((exact[:, :, None] == found[:, None, :]).any(-1).double().mean())
 
 

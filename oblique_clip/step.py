@@ -41,6 +41,21 @@ def train_step(
 
     Returns:
         The loss that was minimised and both sets of points (B, *point_shape), detached.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import create_model, model_config
+        >>> from oblique_clip.step import train_step
+        >>> model = create_model(model_config("tiny", "oblique"))
+        >>> images, ids = torch.randn(8, 3, 32, 32), torch.randint(1, 4095, (8, 5))
+        >>> whole, image_points, text_points = train_step(model, images, ids, None, "info_nce", "float32")
+        >>> image_points.shape
+        torch.Size([8, 8, 16])
+        >>> gradient = model.visual.projection.weight.grad.clone()
+        >>> model.zero_grad()
+        >>> parts, _, _ = train_step(model, images, ids, None, "info_nce", "float32", micro_batch=2)
+        >>> torch.allclose(whole, parts), torch.allclose(gradient, model.visual.projection.weight.grad, atol=1e-5)
+        (True, True)
     """
 
     device = images.device

@@ -1,9 +1,9 @@
 """The scale of the logits, 1/tau: learned as in CLIP, or a function of training progress.
 
 Both kinds are modules with the same members: `log_scale` (a tensor, so that it is saved with the model), `scale` (its
-exponential), `update(progress)`, called after each optimiser step, and `calibrated`, the scale under which probabilities
-are right as often as they say. That one is fitted after training (`calibrate`), on pictures that training did not see;
-None before.
+exponential), `update(progress)`, called after each optimiser step, and `calibrated`, the scale under which
+probabilities are right as often as they say. That one is fitted after training (`calibrate`), on pictures that training
+did not see; None before.
 """
 
 from __future__ import annotations
@@ -24,6 +24,16 @@ class LearnedTemperature(nn.Module):
     Args:
         initial: scale at the start, > 0.
         maximum: clamp of the scale; `inf` for none. There is none from below.
+
+    Examples:
+        >>> from oblique_clip.temperature import LearnedTemperature
+        >>> temperature = LearnedTemperature(initial=1 / 0.07, maximum=100)
+        >>> temperature.log_scale.data += 3  # as a long step of the optimiser would
+        >>> round(temperature.scale.item(), 1)
+        286.9
+        >>> temperature.update(progress=0.5)
+        >>> round(temperature.scale.item(), 1)
+        100.0
     """
 
     calibrated: float | None = None
@@ -56,7 +66,18 @@ SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
 
 
 class ScheduledTemperature(nn.Module):
-    """A scale that no gradient moves: one of `SCHEDULES` between two values, both > 0."""
+    """A scale that no gradient moves: one of `SCHEDULES` between two values, both > 0.
+
+    Examples:
+        >>> from oblique_clip.temperature import ScheduledTemperature
+        >>> temperature = ScheduledTemperature("linear", initial=1.0, final=5.0)
+        >>> for progress in (0.0, 0.5, 1.0):
+        ...     temperature.update(progress)
+        ...     print(round(temperature.scale.item(), 3))
+        1.0
+        3.0
+        5.0
+    """
 
     log_scale: Tensor
     calibrated: float | None = None
@@ -85,6 +106,17 @@ def make_temperature(config: TemperatureConfig, initial: float, maximum: float) 
     Raises:
         UserError: for a scale that is not positive and finite (the clamp may be `inf`), an unknown kind, or an annealed
             kind without a last scale.
+
+    Examples:
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.config import TemperatureConfig
+        >>> from oblique_clip.temperature import make_temperature
+        >>> for spec in ("sphere(512)", "oblique(32,16)"):  # equal scale x width of range
+        ...     topology = parse_topology(spec)
+        ...     temperature = make_temperature(TemperatureConfig(), topology.initial_scale(), topology.max_scale)
+        ...     print(spec, round(temperature.scale.item(), 3), temperature.maximum)
+        sphere(512) 14.286 100.0
+        oblique(32,16) 0.893 6.25
     """
     start = initial if config.init_scale is None else config.init_scale
     bound = maximum if config.max_scale is None else config.max_scale

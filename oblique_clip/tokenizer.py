@@ -29,7 +29,17 @@ class Tokenizer(Protocol):
 
 
 class TinyTokenizer:
-    """Word pieces of the shipped captions and CLDR keywords (byte pair encoding), in lower case."""
+    """Word pieces of the shipped captions and CLDR keywords (byte pair encoding), in lower case.
+
+    Examples:
+        >>> from oblique_clip.tokenizer import TinyTokenizer
+        >>> tokenizer = TinyTokenizer(context_length=6)
+        >>> ids = tokenizer(["Red Apple"])
+        >>> ids.tolist()  # two words, the end, padding
+        [[381, 1245, 4095, 0, 0, 0]]
+        >>> tokenizer.decode(ids[0].tolist())
+        'red apple'
+    """
 
     def __init__(self, context_length: int = 32) -> None:
         from tokenizers import Tokenizer as Backend
@@ -62,6 +72,13 @@ def build_tiny_vocabulary(texts: Iterable[str]) -> str:
     The shipped one was made of every caption and each of its keywords, picture by picture. `tokenizers` breaks ties
     between equally frequent pairs in an order that changes from run to run: two builds differ in a few pieces and in
     their ids, so a model keeps the vocabulary that it was trained with.
+
+    Examples:
+        >>> from tokenizers import Tokenizer
+        >>> from oblique_clip.tokenizer import build_tiny_vocabulary
+        >>> vocabulary = build_tiny_vocabulary(["red apple", "green apple", "red house"])
+        >>> Tokenizer.from_str(vocabulary).encode("RED apple").tokens
+        ['red', 'apple']
     """
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
@@ -88,7 +105,15 @@ def build_tiny_vocabulary(texts: Iterable[str]) -> str:
 
 @lru_cache
 def get_tokenizer(name: str, context_length: int) -> Tokenizer:
-    """The tokenizer of an `Architecture`: `tiny` or `clip`."""
+    """The tokenizer of an `Architecture`: `tiny` or `clip`.
+
+    Examples:
+        >>> from oblique_clip.tokenizer import get_tokenizer
+        >>> get_tokenizer("tiny", 32)(["red apple", "dog"]).shape
+        torch.Size([2, 32])
+        >>> get_tokenizer("clip", 77).vocab_size
+        49408
+    """
     if name == "tiny":
         return TinyTokenizer(context_length)
     from open_clip.tokenizer import SimpleTokenizer
@@ -100,6 +125,12 @@ def cut_to_longest(ids: Tensor) -> Tensor:
     """Drop the columns that are padding in every row of ids (B, L): the features stay the same, the work shrinks.
 
     Called where a batch is put together, on the CPU: reading a length from a GPU tensor would wait for the GPU.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.tokenizer import cut_to_longest
+        >>> cut_to_longest(torch.tensor([[5, 9, 4095, 0, 0, 0], [7, 4095, 0, 0, 0, 0]])).tolist()
+        [[5, 9, 4095], [7, 4095, 0]]
     """
     used = (ids != PAD_ID).any(0).nonzero()
     return ids[:, : int(used[-1]) + 1 if len(used) else 1]

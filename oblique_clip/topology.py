@@ -44,6 +44,18 @@ class Topology(nn.Module):
     """Common ground of every topology. `m` rows of `n` features go in, points of shape `point_shape` come out.
 
     Shapes: features (B, m, n); points (B, *point_shape), at least float32.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> for spec in ("sphere(6)", "oblique(3,2)", "euclidean(6)", "lorentz(6)"):
+        ...     topology = parse_topology(spec)
+        ...     points = topology.project(torch.ones(4, topology.m, topology.n))
+        ...     print(spec, tuple(points.shape), topology.range, topology.flat_is_exact)
+        sphere(6) (4, 1, 6) (-1.0, 1.0) True
+        oblique(3,2) (4, 2, 3) (-2.0, 2.0) True
+        euclidean(6) (4, 1, 6) (-inf, 0.0) False
+        lorentz(6) (4, 1, 7) (-inf, 0.0) False
     """
 
     distances: ClassVar[tuple[str, ...]]
@@ -160,6 +172,19 @@ class ObliqueTopology(Topology):
     Near coincident points, where inner products lose half of their digits, `similarity` in float32 is within
     sqrt(m) * 1e-3 for geodesic and chordal (errors reach 1.6e-3 and 3.6e-3 on oblique(32,16)). `similarity_rowwise`,
     which subtracts the points themselves, is exact to sqrt(m) * 1e-6.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> topology = parse_topology("oblique(2,2)")
+        >>> x = topology.project(torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]))
+        >>> y = topology.project(torch.tensor([[[0.0, 3.0], [0.0, 1.0]]]))
+        >>> topology.similarity(x, y).tolist(), topology.per_sphere(x, y).tolist()
+        ([[1.0]], [[0.0, 1.0]])
+        >>> topology.mean(torch.cat([x, y])).double().round(decimals=3).tolist()  # on the manifold
+        [[0.707, 0.707], [0.0, 1.0]]
+        >>> topology.flat(x).double().round(decimals=3).tolist()  # one unit vector
+        [[0.707, 0.0, 0.0, 0.707]]
     """
 
     family = "oblique"
@@ -225,13 +250,34 @@ class ObliqueTopology(Topology):
 
 
 class SphereTopology(ObliqueTopology):
-    """One unit vector of dimension d, CLIP's topology: Ob(d, 1)."""
+    """One unit vector of dimension d, CLIP's topology: Ob(d, 1).
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> topology = parse_topology("sphere(2)")
+        >>> x, y = topology.project(torch.tensor([[[3.0, 0.0]], [[1.0, 1.0]]])).split(1)
+        >>> round(topology.similarity(x, y).item(), 3)  # the cosine
+        0.707
+        >>> round(topology.initial_scale(), 2), topology.max_scale  # CLIP's
+        (14.29, 100.0)
+    """
 
     family = "sphere"
 
 
 class EuclideanTopology(Topology):
-    """Free vectors of dimension d."""
+    """Free vectors of dimension d.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> x, y = torch.tensor([[[0.0, 0.0]], [[3.0, 4.0]]]).split(1)
+        >>> parse_topology("euclidean(2)").similarity(x, y).item()
+        -5.0
+        >>> parse_topology("euclidean(2)/squared").similarity(x, y).item()
+        -25.0
+    """
 
     family = "euclidean"
     distances = ("l2", "squared")
@@ -271,6 +317,17 @@ class LorentzTopology(Topology):
 
     In float32 a pairwise distance of close points is exact to 1e-3 near the origin, and to 1e-3 cosh(r sqrt(c)) at
     radius r.
+
+    Examples:
+        >>> import math
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> topology = parse_topology("lorentz(2)")
+        >>> points = topology.project(torch.tensor([[[0.0, 0.0]], [[math.sqrt(2), 0.0]]]))
+        >>> points.double().round(decimals=3).tolist()  # the origin, and (cosh 1, sinh 1, 0)
+        [[[1.0, 0.0, 0.0]], [[1.543, 1.175, 0.0]]]
+        >>> round(topology.similarity(points, points)[0, 1].item(), 3)
+        -1.0
     """
 
     family = "lorentz"
@@ -354,6 +411,20 @@ def parse_topology(spec: str) -> Topology:
 
     Raises:
         UserError: for a misspelt spec, a size out of range or a distance that the topology lacks, with what exists.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> topology = parse_topology("oblique(3,2)")  # two unit vectors of three numbers
+        >>> topology.embed_dim, topology.range
+        (6, (-2.0, 2.0))
+        >>> points = topology.project(torch.tensor([[[2.0, 0, 0], [0, 3, 0]], [[1, 1, 0], [0, 0, 5]]]))
+        >>> topology.similarity(points, points).double().round(decimals=3).tolist()
+        [[2.0, 0.707], [0.707, 2.0]]
+        >>> parse_topology("oblique(3,2)/cosine")
+        Traceback (most recent call last):
+            ...
+        oblique_clip.errors.UserError: oblique has no distance 'cosine'; there is inner, geodesic, chordal
     """
     match = _SPEC.fullmatch(spec)
     if match is None or match[1] not in TOPOLOGIES:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import geoopt
 import torch
@@ -28,6 +28,7 @@ from .pretrained import OwnLayout, timm_model
 from .tokenizer import PAD_ID
 
 Part = nn.Module | nn.Parameter
+T = TypeVar("T", bound="Tower")
 Projection = Literal["per_token", "shared", "reshaped"]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -37,7 +38,14 @@ TIMM_WEIGHTS = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc
 
 
 def make_class_tokens(count: int, width: int, kind: Literal["free", "oblique"]) -> nn.Parameter:
-    """m class tokens (m, width) drawn apart: free with norm about 1, or points on Ob(width, m)."""
+    """m class tokens (m, width) drawn apart: free with norm about 1, or points on Ob(width, m).
+
+    Examples:
+        >>> from oblique_clip.towers import make_class_tokens
+        >>> tokens = make_class_tokens(8, 128, "oblique")
+        >>> tokens.shape, tokens.manifold.name
+        (torch.Size([8, 128]), 'Oblique')
+    """
     tokens = torch.randn(count, width) / math.sqrt(width)
     if kind == "free":
         return nn.Parameter(tokens)
@@ -50,6 +58,16 @@ class TokenProjection(nn.Module):
 
     `per_token` has a matrix for each token, `shared` one for all (the official code), `reshaped` cuts the m*n outputs
     of a single token into m rows.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.towers import TokenProjection
+        >>> for kind, tokens in (("per_token", 8), ("shared", 8), ("reshaped", 1)):
+        ...     projection = TokenProjection(kind, width=128, n=16, m=8)
+        ...     print(kind, tuple(projection.weight.shape), tuple(projection(torch.ones(2, tokens, 128)).shape))
+        per_token (8, 128, 16) (2, 8, 16)
+        shared (1, 128, 16) (2, 8, 16)
+        reshaped (1, 128, 128) (2, 8, 16)
     """
 
     def __init__(self, kind: Projection, width: int, n: int, m: int) -> None:
@@ -65,18 +83,44 @@ class TokenProjection(nn.Module):
 
 
 class Tower(nn.Module):
-    """What towers share: freezing by groups, from the input up."""
+    """What towers share: freezing by groups, from the input up.
+
+    Examples:
+        >>> from oblique_clip.config import Architecture
+        >>> from oblique_clip.towers import TextTower
+        >>> tower = TextTower(Architecture(), vocab_size=4096, n=16, m=8)
+        >>> tower.lock(unlocked_groups=1)
+        >>> [name for name, parameter in tower.named_parameters() if parameter.requires_grad]
+        ['projection.weight']
+    """
 
     def groups(self) -> list[list[Part]]:
         """Parts that freeze together, input first: embeddings, each block, the last with its norm, projection."""
         raise NotImplementedError
 
-    def lock(self, unlocked_groups: int = 0) -> None:
-        """Freeze all but the last `unlocked_groups` groups, as open_clip does (from Zhai et al. 2022)."""
+    def lock(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
+        """Freeze all but the last `unlocked_groups` groups, as open_clip does (from Zhai et al. 2022).
+
+        Args:
+            freeze_bn_stats: whether batch norms of frozen groups keep to the statistics that they have.
+        """
         groups = self.groups()
         for part in (part for group in groups[: max(0, len(groups) - unlocked_groups)] for part in group):
             for parameter in part.parameters() if isinstance(part, nn.Module) else [part]:
                 parameter.requires_grad_(False)
+            if freeze_bn_stats and isinstance(part, nn.Module):
+                norms = [module for module in part.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+                self._still = (*self._still, *norms)
+        self.train(self.training)
+
+    # Batch norms that stay in evaluation mode. In a tuple, where they are no second time part of this module.
+    _still: tuple[nn.Module, ...] = ()
+
+    def train(self: T, mode: bool = True) -> T:
+        super().train(mode)
+        for norm in self._still:
+            norm.eval()
+        return self
 
 
 def _grouped(stem: list[Part], blocks: Iterable[Part], norm: Part, projection: Part) -> list[list[Part]]:
@@ -90,11 +134,22 @@ class ImageTower(Tower):
 
     Args:
         arch: sizes; `arch.timm_name` names the ViT that they are put into, `arch.pretrained` its weights.
-        n, m: features a token, spheres. `projection="reshaped"` reads one token whatever m is.
+        n: features a token.
+        m: tokens, and spheres; with `projection="reshaped"` one token is read whatever m is.
         weights: False builds what `arch.pretrained` asks for and reads no weights, as before loading a checkpoint.
 
     Raises:
         UserError: for a model or sizes that timm lacks, or weights that do not fit.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.config import Architecture
+        >>> from oblique_clip.towers import ImageTower
+        >>> tower, images = ImageTower(Architecture(), n=16, m=8), torch.zeros(2, 3, 32, 32)
+        >>> tower.tokens(images).shape, tower(images).shape  # eight class tokens, eight rows of features
+        (torch.Size([2, 8, 128]), torch.Size([2, 8, 16]))
+        >>> tower.grid, tower.prefix
+        ((4, 4), 8)
     """
 
     def __init__(
@@ -170,6 +225,11 @@ class ImageTower(Tower):
         """Rows and columns of patches."""
         return self.trunk.patch_embed.grid_size
 
+    @property
+    def places(self) -> int:
+        """Positions of the picture beside the tokens."""
+        return math.prod(self.grid)
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.trunk.set_grad_checkpointing(enable)
 
@@ -191,6 +251,16 @@ def make_image_tower(
 
     Raises:
         UserError: for a name that timm lacks, or a model that is neither; see `ImageTower` and `ConvTower`.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.config import Architecture
+        >>> from oblique_clip.towers import make_image_tower
+        >>> for name in ("vit_base_patch16_clip_224", "test_resnet"):
+        ...     tower = make_image_tower(Architecture(timm_name=name, image_size=64), n=16, m=8)
+        ...     print(type(tower).__name__, tower(torch.zeros(2, 3, 64, 64)).shape)
+        ImageTower torch.Size([2, 8, 16])
+        ConvTower torch.Size([2, 8, 16])
     """
     from .convnet import ConvTower
 
@@ -234,6 +304,17 @@ class TextTower(Tower):
     """open_clip's transformer blocks, bidirectional, behind m class tokens: ids (B, L) to features (B, m, n).
 
     Padding is masked, so a caption's features do not depend on the length its batch is cut to.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.config import Architecture
+        >>> from oblique_clip.towers import TextTower
+        >>> tower = TextTower(Architecture(), vocab_size=4096, n=16, m=8).eval()
+        >>> ids = torch.tensor([[5, 9, 4095, 0, 0, 0]])
+        >>> tower(ids).shape
+        torch.Size([1, 8, 16])
+        >>> torch.allclose(tower(ids), tower(ids[:, :3]), atol=1e-5)  # padding changes nothing
+        True
     """
 
     def __init__(
@@ -311,7 +392,15 @@ def init_blocks(blocks: nn.ModuleList, width: int, weights: tuple[str, str, str,
 
 
 class OpenClipImageTower(Tower):
-    """open_clip's own `VisionTransformer`, its blocks run by `run_blocks`; features (B, 1, embed_dim)."""
+    """open_clip's own `VisionTransformer`, its blocks run by `run_blocks`; features (B, 1, embed_dim).
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.config import Architecture
+        >>> from oblique_clip.towers import OpenClipImageTower
+        >>> OpenClipImageTower(Architecture(), embed_dim=128)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 1, 128])
+    """
 
     def __init__(self, arch: Architecture, embed_dim: int) -> None:
         super().__init__()
@@ -344,8 +433,9 @@ class OpenClipImageTower(Tower):
 
     is_plain, prefix = True, 1
 
-    def key_mask(self, x: Tensor) -> None:
+    def key_mask(self, x: Tensor) -> Tensor | None:
         """See `ImageTower`: its class token is one."""
+        return None
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -355,6 +445,11 @@ class OpenClipImageTower(Tower):
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
         return self.trunk.grid_size
+
+    @property
+    def places(self) -> int:
+        """Positions of the picture beside the tokens."""
+        return math.prod(self.grid)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.trunk.set_grad_checkpointing(enable)
@@ -369,6 +464,15 @@ class OpenClipTextTower(Tower):
     """open_clip's own causal `TextTransformer`, read at the end token, on batches of any length up to its context.
 
     Attention is causal and the end token stands last, so cutting the padding behind it changes nothing.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.config import Architecture
+        >>> from oblique_clip.towers import OpenClipTextTower
+        >>> tower = OpenClipTextTower(Architecture(), vocab_size=4096, embed_dim=128).eval()
+        >>> ids = torch.tensor([[5, 9, 4095, 0, 0, 0]])
+        >>> tower(ids).shape, torch.allclose(tower(ids), tower(ids[:, :3]), atol=1e-5)
+        (torch.Size([1, 1, 128]), True)
     """
 
     def __init__(self, arch: Architecture, vocab_size: int, embed_dim: int) -> None:

@@ -26,16 +26,16 @@ from .data.batches import Batch, MapBatches, TrainingData, prefetch
 from .data.images import Augmentation, Preprocess, TrainingPixels
 from .data.sources import open_training_data
 from .device import forget_peak_memory, keep_freed_memory, peak_memory_mib, pick_device, send, versions
-from .distill import SoftTargets, Teacher, open_teacher
+from .distill import SoftTargets, Teacher, open_teacher, refuse_seen
 from .errors import UserError
 from .evaluate.calibration import FITTED
 from .evaluate.encode import evaluating
 from .evaluate.tasks import HeldOut, calibration_scales, evaluate_emoji, validation_score
 from .logs import Log, loggers_of
-from .model import DualEncoder, create_model, preprocess_of
+from .model import DualEncoder, create_model, preprocess_of, tokenizer_of
 from .optim import Optimizer
+from .start import start_weights
 from .step import train_step
-from .tokenizer import get_tokenizer
 
 VALIDATIONS = 10
 # Rows of the similarity matrix that are held at once, so that logging takes less memory than the loss.
@@ -47,6 +47,34 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
 
     Raises:
         UserError: for a configuration that cannot be run, before anything is written.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from oblique_clip import classify, model_config
+        >>> from oblique_clip.config import DataConfig, OptimConfig, TrainConfig
+        >>> from oblique_clip.train import train
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with (folder / "pairs.csv").open("w") as table:
+        ...     print("image,caption", file=table)
+        ...     for colour in ("red", "green", "blue", "white"):
+        ...         Image.new("RGB", (32, 32), colour).save(folder / f"{colour}.png")
+        ...         print(f"{colour}.png,a {colour} square", file=table)
+        >>> config = TrainConfig(
+        ...     model=model_config("tiny", "oblique"),
+        ...     data=DataConfig(data=str(folder / "pairs.csv"), augment=False),
+        ...     optim=OptimConfig(steps=20, batch_size=4),
+        ...     out=folder / "run",
+        ...     device="cpu",
+        ...     log="",
+        ... )
+        >>> result = train(config, quiet=True)
+        >>> result["steps"], result["topology"], result["loss"] < 0.5
+        (20, 'oblique(16,8)', True)
+        >>> probabilities, names = classify(folder / "run", [folder / "red.png"], ["a blue square", "a red square"])
+        >>> names
+        ['a red square']
     """
     check_ranges(config)
     loggers_of(config.log)
@@ -54,9 +82,11 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     arch = config.model.arch
-    tokenizer = get_tokenizer(arch.tokenizer, arch.context_length)
+    tokenizer = tokenizer_of(config.model)
     # Before the seed is set: building the teacher draws weights.
     teacher = open_teacher(config.loss, config.data, tokenizer, device)
+    if config.start_from:
+        refuse_seen("--start-from", config.start_from, config.data)
     data = open_training_data(config.data, tokenizer, config.optim.batch_size, arch.image_size, config.seed)
     steps = total_steps(config.optim, data)
     if (config.out / "result.json").exists():
@@ -65,6 +95,8 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
         keep_freed_memory()
     torch.manual_seed(config.seed)
     model = create_model(config.model, config.loss.loss).to(device)
+    if config.start_from:
+        start_weights(model, config)
     model.set_grad_checkpointing(config.optim.grad_checkpointing)
     if config.optim.compile:
         model.visual.compile()

@@ -192,7 +192,7 @@ TRAIN = ["train", "--steps", "1", "--device", "cpu"]
         (["--distill-from", "tiny-sphere", "--tokenizer", "clip"], "the student clip and 32"),
         (
             ["--distill-from", "tiny-sphere", "--test-families", "emoji-noto"],
-            "trained on emoji-noto, which the student is judged by",
+            "trained on emoji-noto, which the run is judged by",
         ),
         (["--distill-from", "tiny-sphere", "--held-out-concepts", "val"], "trained on val, which"),
         (["--distill-from", "tiny-sphere", "--distill-weight", "1.5"], "--distill-weight must lie in [0, 1]"),

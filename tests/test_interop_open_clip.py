@@ -31,6 +31,8 @@ from oblique_clip.errors import UserError
 from oblique_clip.evaluate.encode import encode_images, encode_texts
 from oblique_clip.evaluate.retrieval import retrieval
 from oblique_clip.evaluate.zeroshot import build_classifier, classification
+from oblique_clip.export import ExportConfig, export
+from oblique_clip.interop.hub import save_pretrained
 from oblique_clip.interop.open_clip import from_open_clip, to_open_clip
 from oblique_clip.interop.open_clip_towers import AnyImage, AnyText, PlainImage, PlainText
 from oblique_clip.interop.surgery import oblique_config, to_oblique
@@ -195,6 +197,21 @@ def test_evaluate_judges_a_local_checkpoint(
     assert report["topology"] == "sphere(32)"
     assert report["evaluation"]["classification"]["images"] == 6
     assert data_of(source) == DataConfig()
+
+
+@torch.no_grad()
+def test_a_local_checkpoint_is_kept_as_a_model_of_ours(local: tuple[str, Path, Any], tmp_path: Path) -> None:
+    """Without open_clip's file: the configuration names the architecture, and says nothing of training data."""
+    name, checkpoint, _ = local
+    source = f"open_clip:{name}/{checkpoint}"
+    save_pretrained(source, tmp_path / "folder")
+    kept, expected = load(tmp_path / "folder"), load(source)
+    assert relative_error(kept.model.encode_image(PICTURES), expected.model.encode_image(PICTURES)) < SAME
+    assert torch.equal(kept.tokenizer(["a red apple"]), expected.tokenizer(["a red apple"]))
+    assert dataclasses.asdict(kept.preprocess) == dataclasses.asdict(expected.preprocess)
+    assert "emoji" not in (tmp_path / "folder" / "README.md").read_text()
+    found = export(ExportConfig(source, tmp_path / "exported", "torch"))
+    assert max(value for value in found.values() if value is not None) < SAME
 
 
 @pytest.mark.parametrize(
@@ -455,7 +472,7 @@ def test_what_has_no_heads_to_cut_is_refused() -> None:
         to_oblique(from_open_clip(their_model({"pool_type": "avg"})), 8, 4)
     with pytest.raises(UserError, match="AnyText"):
         to_oblique(from_open_clip(their_model({}, SIGLIP)), 8, 4)
-    with pytest.raises(UserError, match="'clip'"):
+    with pytest.raises(UserError, match="this one is 'clip'"):
         oblique_config(dataclasses.replace(sphere_config(), form="clip"), 8, 4)
 
 

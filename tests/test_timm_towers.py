@@ -286,6 +286,18 @@ def test_a_convnet_trains_all_its_parameters_with_queries_apart(name: str, class
     assert {name for name, p in tower.named_parameters() if p.requires_grad} == {"projection.weight"}
 
 
+@pytest.mark.parametrize("still", [False, True])
+def test_statistics_of_a_frozen_convnet_move_unless_they_are_frozen_too(still: bool) -> None:
+    tower = conv_tower("test_resnet").train()
+    tower.lock(2, freeze_bn_stats=still)
+    before = {name: value.clone() for name, value in tower.trunk.named_buffers()}
+    tower.eval().train()
+    tower(images(size=64))
+    moved = {name for name, value in tower.trunk.named_buffers() if not torch.equal(value, before[name])}
+    assert moved == (set() if still else set(before))
+    assert tower.pool.training
+
+
 def test_a_convnet_starts_from_its_own_weights(tmp_path: Path) -> None:
     own = timm.create_model("test_resnet", num_classes=5).eval()
     for parameter in own.parameters():

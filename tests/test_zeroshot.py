@@ -11,12 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from oblique_clip.bench.classifier import Builder, builders_of
-from oblique_clip.checkpoint import load, save_model
+from oblique_clip.checkpoint import Loaded, load, save_model
 from oblique_clip.config import Architecture, ModelConfig, model_config
 from oblique_clip.data.images import decode_square
 from oblique_clip.errors import UserError
 from oblique_clip.evaluate.encode import encode_images, encode_texts, evaluating
-from oblique_clip.evaluate.zeroshot import build_classifier, classification, classify, rank_figures
+from oblique_clip.evaluate.zeroshot import build_classifier, calibrate, classification, classify, rank_figures
+from oblique_clip.interop.hub import save_pretrained
 from oblique_clip.model import DualEncoder, create_model, preprocess_of
 from oblique_clip.tokenizer import TinyTokenizer, get_tokenizer
 from oblique_clip.topology import parse_topology
@@ -346,3 +347,36 @@ def test_a_longer_context_changes_no_point() -> None:
     model = create_model(config_of("sphere(32)"))
     found, expected = (encode_texts(model, TinyTokenizer(length), ["cat", "dog"]) for length in (16, 32))
     assert relative_error(found, expected) <= ORDER
+
+
+def test_probabilities_are_those_of_the_calibrated_scale_wherever_the_model_goes(tmp_path: Path) -> None:
+    model = taught("oblique(8,4)")
+    loaded = Loaded(model.eval(), preprocess_of(model), TOKENIZER)
+    # Two pictures are told wrong: no scale that is sure of them is likely.
+    images, labels = [*plain_pictures(), *plain_pictures()[:2]], [0, 1, 2, 3, 4, 1, 0]
+    before, found = classify(loaded, images, COLOUR_NAMES)
+    scale = calibrate(loaded, images, labels, COLOUR_NAMES)
+    after, found_then = classify(loaded, images, COLOUR_NAMES)
+    assert found == found_then
+    logits = before.double().log() * scale / model.temperature.scale.item()
+    assert relative_error(after, logits.softmax(-1)) <= ORDER
+    truth = torch.tensor(labels)
+    likelihood = [torch.nn.functional.nll_loss(p.double().log(), truth).item() for p in (before, after)]
+    assert likelihood[1] < likelihood[0]
+
+    save_model(model, config_of("oblique(8,4)"), tmp_path / "model.safetensors")
+    again, _ = classify(tmp_path / "model.safetensors", images, COLOUR_NAMES)
+    assert relative_error(again, after) <= ORDER
+    save_pretrained(tmp_path / "model.safetensors", tmp_path / "folder")
+    again, _ = classify(tmp_path / "folder", images, COLOUR_NAMES)
+    assert relative_error(again, after) <= ORDER
+
+
+def test_labels_that_fit_nothing_are_told() -> None:
+    model = create_model(config_of("sphere(32)"))
+    loaded = Loaded(model.eval(), preprocess_of(model), TOKENIZER)
+    with pytest.raises(UserError, match="5 images, 1 labels"):
+        calibrate(loaded, plain_pictures(), [0], COLOUR_NAMES)
+    with pytest.raises(UserError, match="label 5 is no place in the list of 5 names"):
+        calibrate(loaded, plain_pictures(), [0, 1, 2, 3, 5], COLOUR_NAMES)
+    assert model.temperature.calibrated is None

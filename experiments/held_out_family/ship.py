@@ -10,6 +10,8 @@ from pathlib import Path
 
 from oblique_clip.checkpoint import load, save_model
 from oblique_clip.config import read_run_config
+from oblique_clip.evaluate.calibration import FITTED
+from oblique_clip.evaluate.tasks import HeldOut, calibration_scales
 
 ASSETS = Path(__file__).parents[2] / "oblique_clip" / "data" / "assets"
 FORMS = ("sphere", "oblique")
@@ -21,7 +23,9 @@ def ship(runs: Path) -> None:
         run = runs / form
         config = read_run_config(run)
         path = ASSETS / f"tiny-{form}.safetensors"
-        save_model(load(run).model, config.model, path, config.data, half=True)
+        loaded, held_out = load(run), HeldOut(config.data)
+        loaded.model.temperature.calibrated = calibration_scales(loaded, held_out).get(FITTED)
+        save_model(loaded.model, config.model, path, config.data, half=True)
         print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB")
 
 

@@ -2,8 +2,8 @@
 
 python -m experiments.zero_shot.folders imagenet/val --models open_clip:ViT-B-32/laion2b_s34b_b79k runs/mine
 
-A thousand folders take open_clip's 1,000 names of ImageNet, in the order of the folders' codes (n01440764 is the first);
-any other number of folders takes `--classes`, a name a line in that order, or else the folders' own names.
+Folders named by WordNet codes (n01440764, ...: ImageNet, -Sketch, and the 200 of -A and -R) or by ImageNet's numbers
+from 0 (-V2) take open_clip's names of these classes; others their own names, or those of `--classes`, a name a line.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Annotated
 import tyro
 
 from oblique_clip.cli import run_script
+from oblique_clip.errors import UserError
 from oblique_clip.evaluate.run import EvaluateConfig
 
 from .table import Column, compare
 
-IMAGENET = 1000
 COLUMNS = (
     Column("top-1 %", ("classification", "top1")),
     Column("top-5 %", ("classification", "top5")),
@@ -38,7 +38,7 @@ class Folders:
     models: tuple[str, ...] = ("tiny-sphere", "tiny-oblique")
     """Whatever `oblique-clip evaluate` takes."""
     classes: Path | None = None
-    """Class names, a line each, in the order of the folders."""
+    """Class names, a line each, in the order of the folders, which is that of their names as texts."""
     templates: tuple[str, ...] = ("openai",)
     """As `oblique-clip evaluate --templates`."""
     out: Path = Path("runs/zero_shot/folders")
@@ -48,10 +48,14 @@ class Folders:
 
 
 def main(command: Folders) -> None:
-    """Print the table and write it to `out`."""
-    classes = command.classes
-    if classes is None and command.data.is_dir() and sum(path.is_dir() for path in command.data.iterdir()) == IMAGENET:
-        classes = write_imagenet_names(command.out)
+    """Print the table and write it to `out`.
+
+    Raises:
+        UserError: where there is no such folder, and see `compare`.
+    """
+    if not command.data.is_dir():
+        raise UserError(f"no such folder: {command.data}")
+    classes = command.classes or write_imagenet_names(command.data, command.out)
     cases = {
         model: EvaluateConfig(
             model=Path(model), data=str(command.data), classes=classes, templates=command.templates,
@@ -62,13 +66,20 @@ def main(command: Folders) -> None:
     compare(cases, COLUMNS, command.out)
 
 
-def write_imagenet_names(folder: Path) -> Path:
-    """open_clip's class names, as a file with one a line."""
+def write_imagenet_names(data: Path, out: Path) -> Path | None:
+    """open_clip's names of the classes that folders name by code or number, a line each; None where they do not."""
     from open_clip import IMAGENET_CLASSNAMES
+    from timm.data import ImageNetInfo
 
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "imagenet_names.txt"
-    path.write_text("".join(f"{name}\n" for name in IMAGENET_CLASSNAMES), encoding="utf-8")
+    codes = ImageNetInfo("imagenet-1k").label_names()
+    known = {**{code: i for i, code in enumerate(codes)}, **{str(i): i for i in range(len(codes))}}
+    # In the order in which classes are read from a folder.
+    folders = sorted(path.name for path in data.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not folders or not all(name in known for name in folders):
+        return None
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "names.txt"
+    path.write_text("".join(f"{IMAGENET_CLASSNAMES[known[name]]}\n" for name in folders), encoding="utf-8")
     return path
 
 

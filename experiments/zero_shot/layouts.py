@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 import tarfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from PIL import Image
 
+from oblique_clip.cli import run_script
 from oblique_clip.config import DataConfig
 from oblique_clip.data.benchmarks import CLASS_NAMES, TEMPLATES, TYPE
 from oblique_clip.data.emoji import EmojiSet
+from oblique_clip.errors import UserError
 from oblique_clip.evaluate.tasks import HeldOut, concept_labels
 
 # Of the shipped captions; one drawing style or another is all there is.
@@ -30,8 +34,23 @@ PROMPTS = ("{c}", "an emoji of {c}", "a drawing of {c}")
 SHARD = 1000
 
 
-def write_layouts(root: Path) -> None:
-    """All three layouts under `root`, which must not hold them yet."""
+@dataclass(frozen=True)
+class Layouts:
+    """Write what the shipped models never saw in three layouts."""
+
+    root: Annotated[Path, tyro.conf.Positional]
+    """Folder for them, new or empty."""
+
+
+def main(command: Layouts) -> None:
+    """Write all three layouts.
+
+    Raises:
+        UserError: where the folder holds something.
+    """
+    root = command.root
+    if root.exists() and any(root.iterdir()):
+        raise UserError(f"{root} is not empty: name another folder")
     held_out = HeldOut(DataConfig())
     family, concepts = held_out.splits.test, held_out.concepts
     write_folders(root / "imagenet", concepts)
@@ -118,4 +137,4 @@ def _save(emoji: EmojiSet, row: int, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_layouts(Path(sys.argv[1]))
+    run_script(main, Layouts, "python -m experiments.zero_shot.layouts")

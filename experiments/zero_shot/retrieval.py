@@ -17,7 +17,9 @@ from oblique_clip.evaluate.run import EvaluateConfig
 from .table import Column, compare
 
 WAYS = {"text to image": "text_to_image", "image to text": "image_to_text"}
-COLUMNS = tuple(Column(f"{way} R@{k} %", ("retrieval", f"{name}_r@{k}")) for way, name in WAYS.items() for k in (1, 5, 10))
+COLUMNS = tuple(
+    Column(f"{way} R@{k} %", ("retrieval", f"{name}_r@{k}")) for way, name in WAYS.items() for k in (1, 5, 10)
+)
 
 
 @dataclass(frozen=True)

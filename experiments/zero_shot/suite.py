@@ -44,7 +44,7 @@ class Suite:
     """Whatever `oblique-clip evaluate` takes."""
     datasets: tuple[str, ...] = ()
     """Names of the data sets to take; default all."""
-    engine: Literal["oblique_clip", "clip_benchmark"] = PEER
+    engine: Literal["oblique_clip", "clip_benchmark"] = "clip_benchmark"
     """`oblique_clip` leaves CLIP_benchmark's own metrics out."""
     out: Path = Path("runs/zero_shot/suite")
     """A result.json for each model and data set, and results.json of all."""
@@ -58,13 +58,15 @@ def main(command: Suite) -> None:
     Raises:
         UserError: where the folder has no data set, or not those asked for.
     """
+    if not command.root.is_dir():
+        raise UserError(f"no such folder: {command.root}")
     found = sorted(path.name for path in command.root.iterdir() if is_webdataset(path))
     wanted = command.datasets or tuple(found)
     if missing := [name for name in wanted if name not in found]:
         raise UserError(f"{command.root} has no data set {missing[0]!r}; it has {', '.join(found) or 'none'}")
     if not wanted:
         raise UserError(f"{command.root} has no folder in CLIP_benchmark's layout (classnames.txt, test/*.tar)")
-    cases = {
+    cases: dict[str, EvaluateConfig] = {
         f"{model} {name}": EvaluateConfig(
             model=Path(model), data=str(command.root / name), engine=command.engine, device=command.device
         )

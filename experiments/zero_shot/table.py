@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
 
-from oblique_clip.config import write_json
+from oblique_clip.checkpoint import load
+from oblique_clip.config import to_json, write_json
+from oblique_clip.embed import fingerprint
+from oblique_clip.errors import UserError
 from oblique_clip.evaluate.run import EvaluateConfig, evaluate
 
 
@@ -33,15 +37,21 @@ def compare(cases: Mapping[str, EvaluateConfig], columns: Sequence[Column], out:
     """Evaluate each case that `out` does not hold yet, print the table, and write it to `out/results.json`.
 
     A killed comparison goes on where it stopped: what is finished is read from its file.
+
+    Raises:
+        UserError: where `out` holds what came of other settings or of another model.
     """
     reports = {}
     for name, config in cases.items():
-        own = out / name.replace("/", "_").replace(":", "_")
-        finished = own / "result.json"
-        if not finished.is_file():
+        own = out / quote(name, safe=" ()")
+        settings = {**to_json(replace(config, out=None)), "fingerprint": fingerprint(load(config.model).model)}
+        if not (own / "result.json").is_file():
             print(f"{name} ...", flush=True)
             evaluate(replace(config, out=own))
-        reports[name] = json.loads(finished.read_text(encoding="utf-8"))
+            write_json(own / "settings.json", settings)
+        elif json.loads((own / "settings.json").read_text(encoding="utf-8")) != settings:
+            raise UserError(f"{own} holds the figures of other settings or another model: name another --out")
+        reports[name] = json.loads((own / "result.json").read_text(encoding="utf-8"))
     table = Table("", *(column.title for column in columns), "skipped")
     for name, report in reports.items():
         evaluation = report["evaluation"]

@@ -27,7 +27,16 @@ MIN_BATCH = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """B pairs on the CPU."""
+    """B pairs on the CPU.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.data.batches import Batch
+        >>> ids = torch.tensor([[5, 4095, 0], [5, 9, 4095]])
+        >>> batch = Batch(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), ids, torch.tensor([17, 23]), step=0)
+        >>> len(batch.squares), batch.ids.shape
+        (2, torch.Size([2, 3]))
+    """
 
     squares: Tensor
     """Pictures, uint8 (B, 3, H, H)."""
@@ -60,12 +69,24 @@ class TrainingData(Protocol):
 
 
 def caption_key(caption: str) -> str:
-    """Captions that differ in case, spacing or Unicode form alone are the same caption."""
+    """Captions that differ in case, spacing or Unicode form alone are the same caption.
+
+    Examples:
+        >>> from oblique_clip.data.batches import caption_key
+        >>> caption_key("  Red   APPLE ")
+        'red apple'
+    """
     return " ".join(unicodedata.normalize("NFKC", caption).lower().split())
 
 
 def caption_group(caption: str) -> int:
-    """A stable 63-bit number, equal for equal captions."""
+    """A stable 63-bit number, equal for equal captions.
+
+    Examples:
+        >>> from oblique_clip.data.batches import caption_group
+        >>> caption_group("Red apple") == caption_group("red  apple"), caption_group("dog") == caption_group("cat")
+        (True, False)
+    """
     digest = hashlib.blake2b(caption_key(caption).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -75,6 +96,14 @@ def epoch_batches(groups: Rows, batch_size: int, seed: int, epoch: int, twins: L
 
     With `twins="avoid"` no batch holds two rows of one group: a row that would be a twin waits for a later batch.
     Rows left at the end that fill no batch are dropped.
+
+    Examples:
+        >>> import numpy as np
+        >>> from oblique_clip.data.batches import epoch_batches
+        >>> groups = np.array([7, 7, 8, 9])  # the first two bear one caption
+        >>> batches = epoch_batches(groups, batch_size=2, seed=0, epoch=0, twins="avoid")
+        >>> len(batches), any(set(rows.tolist()) == {0, 1} for rows in batches)
+        (2, False)
     """
     order = np.random.default_rng((seed, epoch)).permutation(len(groups))
     if twins == "allow":
@@ -97,6 +126,12 @@ def without_twins(
 
     Args:
         longest_line: twins that find so many waiting are left out and counted in `skipped`; None for any number.
+
+    Examples:
+        >>> from oblique_clip.data.batches import without_twins
+        >>> stream = [(7, "red apple"), (7, "Red Apple"), (8, "dog"), (9, "house")]
+        >>> list(without_twins(stream, batch_size=2))
+        [['red apple', 'dog'], ['Red Apple', 'house']]
     """
     skipped = Counter() if skipped is None else skipped
     waiting: list[tuple[int, Item]] = []
@@ -133,6 +168,13 @@ def noise_permutation(count: int, share: float, seed: int) -> Rows:
 
     Raises:
         UserError: for a share outside [0, 1].
+
+    Examples:
+        >>> import numpy as np
+        >>> from oblique_clip.data.batches import noise_permutation
+        >>> source = noise_permutation(1000, share=0.3, seed=0)
+        >>> int((source != np.arange(1000)).sum()), sorted(source.tolist()) == list(range(1000))
+        (300, True)
     """
     if not 0 <= share <= 1:
         raise UserError(f"--caption-noise must lie between 0 and 1, not {share}")
@@ -175,6 +217,17 @@ class MapBatches:
 
     Args:
         noise: share of captions shuffled within the source; the permutation is `caption_rows`.
+
+    Examples:
+        >>> from oblique_clip.config import DataConfig
+        >>> from oblique_clip.data.batches import MapBatches
+        >>> from oblique_clip.data.sources import open_pairs
+        >>> from oblique_clip.tokenizer import get_tokenizer
+        >>> pairs = open_pairs(DataConfig(), image_size=32)
+        >>> data = MapBatches(pairs, get_tokenizer("tiny", 32), batch_size=64, seed=0)
+        >>> batch = next(data.batches())
+        >>> batch.squares.shape, batch.groups.unique().numel()  # no caption twice in a batch
+        (torch.Size([64, 3, 64, 64]), 64)
     """
 
     def __init__(
@@ -228,7 +281,13 @@ def _tokenize(tokenizer: Tokenizer, captions: tuple[str, ...]) -> Tensor:
 
 
 def prefetch(items: Iterator[Item], depth: int = 2) -> Iterator[Item]:
-    """The same items, made ahead of time in a thread; an exception there is raised here."""
+    """The same items, made ahead of time in a thread; an exception there is raised here.
+
+    Examples:
+        >>> from oblique_clip.data.batches import prefetch
+        >>> list(prefetch(iter(range(3))))
+        [0, 1, 2]
+    """
     line: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
     closed = threading.Event()
 

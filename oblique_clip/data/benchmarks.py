@@ -73,6 +73,22 @@ def open_webdataset(root: Path) -> ClassPictures:
 
     Raises:
         UserError: for missing shards or class names, or, while it is read, a class beyond them.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import webdataset
+        >>> from PIL import Image
+        >>> from oblique_clip.data.benchmarks import open_webdataset
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "classnames.txt").write_text("dog")
+        >>> _ = (folder / "zeroshot_classification_templates.txt").write_text("a photo of a {c}")
+        >>> (folder / "test").mkdir()
+        >>> with webdataset.TarWriter(str(folder / "test" / "0.tar")) as shard:
+        ...     _ = shard.write({"__key__": "0", "png": Image.new("RGB", (64, 64)), "cls": 0})
+        >>> pictures = open_webdataset(folder)
+        >>> [batch.shape for batch in pictures.squares(32)], pictures.labels, pictures.names, pictures.templates
+        ([torch.Size([1, 3, 32, 32])], [0], ['dog'], ('a photo of a {c}',))
     """
     if webdataset_type(root) != "classification":
         raise UserError(f"{root / TYPE} says {webdataset_type(root)!r}; expected classification or retrieval")
@@ -104,6 +120,16 @@ def read_lines(path: Path) -> list[str]:
 
     Raises:
         UserError: where there is no such file, or no such line.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from oblique_clip.data.benchmarks import read_lines
+        >>> path = Path(tempfile.mkdtemp()) / "templates.txt"
+        >>> with path.open("w") as templates:
+        ...     print("a photo of a {}", "", "a drawing of a {}", sep=chr(10), file=templates)
+        >>> read_lines(path)
+        ['a photo of a {}', 'a drawing of a {}']
     """
     lines = [line for line in _all_lines(path) if line]
     if not lines:
@@ -116,6 +142,16 @@ def read_names(path: Path) -> list[str]:
 
     Raises:
         UserError: as `read_lines`, or for an empty line, which would take a number.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from oblique_clip.data.benchmarks import read_names
+        >>> path = Path(tempfile.mkdtemp()) / "classnames.txt"
+        >>> with path.open("w") as names:
+        ...     print("red apple", "dog", sep=chr(10), file=names)
+        >>> read_names(path)
+        ['red apple', 'dog']
     """
     names, lines = read_lines(path), _all_lines(path)
     if len(names) != len(lines):
@@ -146,6 +182,19 @@ def open_torchvision(data: str, root: Path, names: list[str] | None = None, down
 
     Raises:
         UserError: for a name that is not known, files that are missing or cannot be fetched, or missing class names.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from oblique_clip.data.benchmarks import open_torchvision
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for name in ("Forest", "River"):  # as torchvision lays EuroSAT out
+        ...     (root / "eurosat" / "2750" / name).mkdir(parents=True)
+        ...     Image.new("RGB", (64, 64)).save(root / "eurosat" / "2750" / name / "0.jpg")
+        >>> pictures = open_torchvision("EuroSAT", root)
+        >>> [batch.shape for batch in pictures.squares(32)], pictures.names, pictures.labels
+        ([torch.Size([2, 3, 32, 32])], ['Forest', 'River'], [0, 1])
     """
     import torchvision
 

@@ -31,7 +31,17 @@ Captioned = tuple[Tensor, list[list[str]]]
 
 @dataclass
 class CaptionedPictures:
-    """Distinct pictures, read once, and what was left out so far."""
+    """Distinct pictures, read once, and what was left out so far.
+
+    Examples:
+        >>> from collections import Counter
+        >>> import torch
+        >>> from oblique_clip.data.captioned import CaptionedPictures
+        >>> batch = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), [["a dog", "a puppy"], ["a house"]]
+        >>> pictures = CaptionedPictures(iter([batch]), Counter)
+        >>> [len(captions) for squares, texts in pictures.batches for captions in texts]
+        [2, 1]
+    """
 
     batches: Iterator[Captioned]
     skipped: Callable[[], Counter[str]]
@@ -41,6 +51,18 @@ def of_pairs(pairs: PairSource) -> CaptionedPictures:
     """The distinct pictures of a table, each with the captions of all its rows.
 
     A picture is read at one of its rows, and counted once in `skipped` where that fails.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from oblique_clip.data.captioned import of_pairs
+        >>> from oblique_clip.data.tables import FilePairs
+        >>> path = Path(tempfile.mkdtemp()) / "red.png"
+        >>> Image.new("RGB", (64, 64), "red").save(path)
+        >>> pairs = FilePairs([path, path], ["a red square", "red"], side=32, workers=1)
+        >>> [(squares.shape, captions) for squares, captions in of_pairs(pairs).batches]  # one picture, two captions
+        [(torch.Size([1, 3, 32, 32]), [['a red square', 'red']])]
     """
     captions: dict[str, list[str]] = {}
     row_of: dict[str, int] = {}
@@ -61,7 +83,20 @@ def of_pairs(pairs: PairSource) -> CaptionedPictures:
 
 
 def of_shards(urls: list[str], side: int, by_line: bool = False) -> CaptionedPictures:
-    """The samples of WebDataset shards, each a picture of its own; `by_line` takes every line as a caption."""
+    """The samples of WebDataset shards, each a picture of its own; `by_line` takes every line as a caption.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import webdataset
+        >>> from PIL import Image
+        >>> from oblique_clip.data.captioned import of_shards
+        >>> path = Path(tempfile.mkdtemp()) / "x-000.tar"
+        >>> with webdataset.TarWriter(str(path)) as shard:
+        ...     _ = shard.write({"__key__": "0", "png": Image.new("RGB", (64, 64), "red"), "txt": "a red square"})
+        >>> [captions for squares, captions in of_shards([str(path)], side=32).batches]
+        [[['a red square']]]
+    """
     skipped: Counter[str] = Counter()
 
     def batches() -> Iterator[Captioned]:
@@ -83,6 +118,20 @@ def of_json(path: Path, root: Path | None, side: int) -> CaptionedPictures:
 
     Raises:
         UserError: for a file that is neither, has no captions, or none of whose images exists.
+
+    Examples:
+        >>> import json
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from oblique_clip.data.captioned import of_json
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (64, 64), "red").save(folder / "0.jpg")
+        >>> captions = [{"image_id": 7, "caption": text} for text in ("a red square", "red")]
+        >>> coco = {"images": [{"id": 7, "file_name": "0.jpg"}], "annotations": captions}
+        >>> _ = (folder / "captions.json").write_text(json.dumps(coco))
+        >>> [texts for squares, texts in of_json(folder / "captions.json", None, side=32).batches]
+        [[['a red square', 'red']]]
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -44,7 +44,16 @@ Split = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of one picture."""
+    """What is known of one picture.
+
+    Examples:
+        >>> from oblique_clip.data.emoji import Record
+        >>> record = Record("noto", "red apple", ("apple", "fruit", "red"), "food-drink", "food-fruit")
+        >>> record.family, record.split
+        ('emoji-noto', 'train')
+        >>> record.described(hidden=frozenset({"apple"}))
+        'red apple, fruit, red'
+    """
 
     source: str
     caption: str
@@ -72,14 +81,31 @@ class Record:
 
 
 def concept_split(concept: str) -> Split:
-    """The fixed split of concepts, 80/10/10 by the MD5 of the name: the same in every source and version."""
+    """The fixed split of concepts, 80/10/10 by the MD5 of the name: the same in every source and version.
+
+    Examples:
+        >>> from oblique_clip.data.emoji import concept_split
+        >>> [concept_split(concept) for concept in ("red apple", "dog face", "house", "octopus")]
+        ['train', 'test', 'train', 'train']
+    """
     bucket = int(hashlib.md5(concept.encode(), usedforsecurity=False).hexdigest(), 16) % 10
     return "test" if bucket == 0 else "val" if bucket == 1 else "train"
 
 
 @dataclass(frozen=True)
 class EmojiSet:
-    """Records and their pictures; `select` gives views that share the memory map."""
+    """Records and their pictures; `select` gives views that share the memory map.
+
+    Examples:
+        >>> import numpy as np
+        >>> from oblique_clip.data.emoji import load_emoji
+        >>> emoji = load_emoji()
+        >>> apples = emoji.select(np.array([record.concept == "red apple" for record in emoji.records]))
+        >>> len(apples), apples.images().shape
+        (9, torch.Size([9, 3, 64, 64]))
+        >>> sorted({record.family for record in apples.records})
+        ['emoji-emojione', 'emoji-fluent', 'emoji-fxemoji', 'emoji-noto', 'emoji-streamline', 'emoji-twemoji']
+    """
 
     records: tuple[Record, ...]
     pixels: npt.NDArray[np.uint8]
@@ -110,6 +136,12 @@ def load_emoji() -> EmojiSet:
 
     Raises:
         UserError: where the decoded pictures cannot be cached.
+
+    Examples:
+        >>> from oblique_clip.data.emoji import load_emoji
+        >>> emoji = load_emoji()
+        >>> len(emoji), emoji.records[0].caption, emoji.images([0]).shape
+        (16150, '1st place medal', torch.Size([1, 3, 64, 64]))
     """
     with resources.files("oblique_clip.data").joinpath("assets/meta.json.gz").open("rb") as raw, gzip.open(raw) as file:
         records = tuple(Record(s, caption, tuple(words), g, sub) for s, caption, words, g, sub in json.load(file))
@@ -120,7 +152,16 @@ def load_emoji() -> EmojiSet:
 
 
 def cache_folder() -> Path:
-    """`$OBLIQUE_CLIP_CACHE`, else `oblique_clip` in the user's cache folder."""
+    """`$OBLIQUE_CLIP_CACHE`, else `oblique_clip` in the user's cache folder.
+
+    Examples:
+        >>> import os
+        >>> from unittest.mock import patch
+        >>> from oblique_clip.data.emoji import cache_folder
+        >>> with patch.dict(os.environ, OBLIQUE_CLIP_CACHE="/tmp/pictures"):
+        ...     print(cache_folder().as_posix())
+        /tmp/pictures
+    """
     named = os.environ.get("OBLIQUE_CLIP_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "oblique_clip"
     return Path(named) if named else base

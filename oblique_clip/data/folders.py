@@ -19,7 +19,16 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 @dataclass
 class ClassPictures:
-    """Pictures by class; `labels` holds those read so far, unreadable ones are counted in `skipped`."""
+    """Pictures by class; `labels` holds those read so far, unreadable ones are counted in `skipped`.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from oblique_clip.data.folders import ClassPictures
+        >>> samples = [(Image.new("RGB", (64, 64), "red"), 1), (b"no picture", 0)]
+        >>> pictures = ClassPictures(["dog", "red apple"], samples)
+        >>> [batch.shape for batch in pictures.squares(32)], pictures.labels, pictures.skipped
+        ([torch.Size([1, 3, 32, 32])], [1], Counter({'unreadable image': 1}))
+    """
 
     names: list[str]
     samples: Iterable[tuple[Path | bytes | Image.Image, int]]
@@ -51,6 +60,19 @@ def open_class_folder(root: Path) -> ClassPictures:
 
     Raises:
         UserError: for a folder that is missing, has no sub-folders, or no picture in them.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from oblique_clip.data.folders import open_class_folder
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("red_apple", "dog"):
+        ...     (folder / name).mkdir()
+        ...     Image.new("RGB", (64, 64)).save(folder / name / "0.png")
+        >>> pictures = open_class_folder(folder)
+        >>> [batch.shape for batch in pictures.squares(32)], pictures.names, pictures.labels
+        ([torch.Size([2, 3, 32, 32])], ['dog', 'red apple'], [0, 1])
     """
     if not root.is_dir():
         raise UserError(f"no such folder: {root}")

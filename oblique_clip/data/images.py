@@ -25,7 +25,14 @@ READ_ERRORS = (OSError, ValueError)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image, upright by its EXIF tag, in RGB; transparent parts become white."""
+    """Any PIL image, upright by its EXIF tag, in RGB; transparent parts become white.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from oblique_clip.data.images import to_rgb
+        >>> to_rgb(Image.new("RGBA", (8, 8), (255, 0, 0, 0))).getpixel((0, 0))  # a transparent red
+        (255, 255, 255)
+    """
     image = ImageOps.exif_transpose(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow would cut 16 bits off at 255: nearly all of such a picture would be white.
@@ -38,7 +45,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def middle_square(image: Image.Image, side: int) -> Image.Image:
-    """The middle square of an RGB image's shorter side, resized."""
+    """The middle square of an RGB image's shorter side, resized.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from oblique_clip.data.images import middle_square
+        >>> picture = Image.new("RGB", (30, 10), "red")
+        >>> picture.paste("blue", (8, 0, 22, 10))
+        >>> middle_square(picture, 4).getcolors()  # pixels of each colour
+        [(16, (0, 0, 255))]
+    """
     # Pillow's bilinear filter widens with the reduction, as `Preprocess.batch` does: both ways give the same pixels.
     return ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
 
@@ -47,6 +63,15 @@ class Side(int):
     """Pixels of a square's side, with another way to bring an RGB image of any size to it than `middle_square`.
 
     It is passed wherever a side is, so that no source of pictures has to know of other libraries' ways.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from oblique_clip.data.images import Side, decode_square
+        >>> picture = Image.new("RGB", (64, 32), "red")
+        >>> picture.paste("blue", (0, 0, 8, 32))
+        >>> squeezed = Side(16, lambda image, pixels: image.resize((pixels, pixels)))
+        >>> decode_square(picture, 16)[:, 0, 0].tolist(), decode_square(picture, squeezed)[:, 0, 0].tolist()
+        ([255, 0, 0], [0, 0, 255])
     """
 
     cut: Callable[[Image.Image, int], Image.Image]
@@ -67,6 +92,13 @@ def decode_square(source: bytes | Path | Image.Image, side: int) -> Tensor:
     Raises:
         OSError: where there is no such file, or Pillow cannot read it.
         ValueError: where its content is damaged in another way.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from oblique_clip.data.images import decode_square
+        >>> square = decode_square(Image.new("RGB", (640, 480), "red"), 32)
+        >>> square.shape, square.dtype, square[:, 0, 0].tolist()
+        (torch.Size([3, 32, 32]), torch.uint8, [255, 0, 0])
     """
     try:
         if isinstance(source, Image.Image):
@@ -87,6 +119,17 @@ class Preprocess:
     """The deterministic transform of evaluation, as a tower wants it.
 
     Called on a PIL image it gives (3, S, S); `batch` does the same for uint8 squares of any side.
+
+    Examples:
+        >>> import torch
+        >>> from PIL import Image
+        >>> from oblique_clip.data.images import Preprocess
+        >>> preprocess = Preprocess(32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        >>> image = preprocess(Image.new("RGB", (640, 480), "white"))
+        >>> image.shape, image.unique().tolist()
+        (torch.Size([3, 32, 32]), [1.0])
+        >>> preprocess.batch(torch.zeros(8, 3, 64, 64, dtype=torch.uint8)).shape
+        torch.Size([8, 3, 32, 32])
     """
 
     image_size: int
@@ -127,6 +170,18 @@ class Augmentation:
     """Training's random view of a batch: one affine resampling (crop, aspect, rotation), then colour.
 
     No flip: captions speak of left and right.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.data.images import Augmentation
+        >>> squares = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+        >>> draws = Augmentation.draw(4, seed=0)
+        >>> pixels = Augmentation()(squares, 32, draws)
+        >>> pixels.shape, torch.equal(pixels, Augmentation()(squares, 32, draws))  # one seed, one view
+        (torch.Size([4, 3, 32, 32]), True)
+        >>> still = Augmentation(min_area=1.0, max_aspect=1.0, max_degrees=0.0, jitter=0.0)
+        >>> torch.allclose(still(squares, 64, draws), squares.float(), atol=0.01)
+        True
     """
 
     min_area: float = 0.5
@@ -181,6 +236,15 @@ class TrainingPixels:
     """A batch as training sees it, made slice by slice: `pixels[2:4]` is float32 (2, 3, S, S), normalised.
 
     Squares are a quarter of the size of what they become, and wait as they are until a micro-batch is due.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.data.images import Augmentation, Preprocess, TrainingPixels
+        >>> squares = torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
+        >>> preprocess = Preprocess(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        >>> pixels = TrainingPixels(squares, preprocess, torch.device("cpu"), Augmentation.draw(4, seed=0))
+        >>> len(pixels), pixels[2:4].shape
+        (4, torch.Size([2, 3, 32, 32]))
     """
 
     squares: Tensor

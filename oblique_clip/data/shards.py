@@ -28,6 +28,16 @@ def expand_shards(pattern: str) -> list[str]:
 
     Raises:
         UserError: where a local shard is missing, or braces do not close.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from oblique_clip.data.shards import expand_shards
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for number in range(3):
+        ...     (folder / f"x-{number:03}.tar").touch()
+        >>> [Path(shard).name for shard in expand_shards(f"{folder}/x-{{000..002}}.tar")]
+        ['x-000.tar', 'x-001.tar', 'x-002.tar']
     """
     from webdataset.shardlists import expand_urls
 
@@ -43,14 +53,38 @@ def expand_shards(pattern: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Sample:
-    """One decoded pair of a stream."""
+    """One decoded pair of a stream.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.data.shards import Sample
+        >>> sample = Sample(torch.zeros(3, 32, 32, dtype=torch.uint8), "a black square")
+        >>> sample.square.shape, sample.caption
+        (torch.Size([3, 32, 32]), 'a black square')
+    """
 
     square: Tensor
     caption: str
 
 
 def read_shards(urls: list[str], side: int, skipped: Counter[str], seed: int | None = None) -> Iterator[Sample]:
-    """Decoded pairs of WebDataset shards once through, shuffled within a buffer where there is a seed."""
+    """Decoded pairs of WebDataset shards once through, shuffled within a buffer where there is a seed.
+
+    Examples:
+        >>> import tempfile
+        >>> from collections import Counter
+        >>> from pathlib import Path
+        >>> import webdataset
+        >>> from PIL import Image
+        >>> from oblique_clip.data.shards import read_shards
+        >>> path = Path(tempfile.mkdtemp()) / "x-000.tar"
+        >>> with webdataset.TarWriter(str(path)) as shard:
+        ...     _ = shard.write({"__key__": "0", "png": Image.new("RGB", (64, 64), "red"), "txt": "a red square"})
+        ...     _ = shard.write({"__key__": "1", "txt": "a caption alone"})
+        >>> skipped = Counter()
+        >>> [(sample.caption, sample.square.shape) for sample in read_shards([str(path)], 32, skipped)], skipped
+        ([('a red square', torch.Size([3, 32, 32]))], Counter({'no image': 1}))
+    """
     for record in read_records(urls, skipped, seed):
         sample = _decode_record(record, side, skipped)
         if sample is not None:
@@ -58,7 +92,20 @@ def read_shards(urls: list[str], side: int, skipped: Counter[str], seed: int | N
 
 
 def read_records(urls: list[str], skipped: Counter[str], seed: int | None = None) -> Iterator[dict[str, Any]]:
-    """Samples of WebDataset shards, the bytes of each file by its extension; damaged ones are counted in `skipped`."""
+    """Samples of WebDataset shards, the bytes of each file by its extension; damaged ones are counted in `skipped`.
+
+    Examples:
+        >>> import tempfile
+        >>> from collections import Counter
+        >>> from pathlib import Path
+        >>> import webdataset
+        >>> from oblique_clip.data.shards import read_records
+        >>> path = Path(tempfile.mkdtemp()) / "x-000.tar"
+        >>> with webdataset.TarWriter(str(path)) as shard:
+        ...     _ = shard.write({"__key__": "0", "txt": "a red square"})
+        >>> [(record["__key__"], record["txt"]) for record in read_records([str(path)], Counter())]
+        [('0', b'a red square')]
+    """
     import webdataset
 
     def lenient(error: Exception) -> bool:
@@ -99,6 +146,23 @@ class ShardBatches:
     """Endless batches from WebDataset shards, read in a stream; each pass has its own order by (seed, pass).
 
     What fills no batch at the end of a pass is dropped, as it is at the end of an epoch of `MapBatches`.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import webdataset
+        >>> from PIL import Image
+        >>> from oblique_clip.data.shards import ShardBatches
+        >>> from oblique_clip.tokenizer import get_tokenizer
+        >>> path = Path(tempfile.mkdtemp()) / "x-000.tar"
+        >>> with webdataset.TarWriter(str(path)) as shard:
+        ...     for colour in ("red", "green", "blue", "white"):
+        ...         square = Image.new("RGB", (64, 64), colour)
+        ...         _ = shard.write({"__key__": colour, "png": square, "txt": f"a {colour} square"})
+        >>> data = ShardBatches(str(path), get_tokenizer("tiny", 32), batch_size=2, seed=0, side=32, twins="avoid")
+        >>> batches = data.batches()
+        >>> [tuple(next(batches).squares.shape) for _ in range(3)], data.pairs is None  # a stream has no length
+        ([(2, 3, 32, 32), (2, 3, 32, 32), (2, 3, 32, 32)], True)
     """
 
     pairs: int | None = None

@@ -23,6 +23,15 @@ def open_training_data(
 
     Raises:
         UserError: for data that is missing or unreadable, a batch larger than the data, or noise asked of a stream.
+
+    Examples:
+        >>> from oblique_clip.config import DataConfig
+        >>> from oblique_clip.data.sources import open_training_data
+        >>> from oblique_clip.tokenizer import get_tokenizer
+        >>> data = open_training_data(DataConfig(), get_tokenizer("tiny", 32), batch_size=64, image_size=32, seed=0)
+        >>> batch = next(data.batches())
+        >>> data.pairs, batch.squares.shape
+        (9662, torch.Size([64, 3, 64, 64]))
     """
     if batch_size < 2:
         raise UserError(f"--batch-size must be at least 2, not {batch_size}: the other pairs are the negatives")
@@ -36,7 +45,15 @@ def open_training_data(
 
 
 def open_pairs(config: DataConfig, image_size: int) -> PairSource:
-    """The shipped set's training part, or a table."""
+    """The shipped set's training part, or a table.
+
+    Examples:
+        >>> from oblique_clip.config import DataConfig
+        >>> from oblique_clip.data.sources import open_pairs
+        >>> pairs = open_pairs(DataConfig(captions="mixed"), image_size=32)
+        >>> len(pairs), pairs.captions(0)
+        (9662, ('1st place medal', '1st place medal, 1st, first, gold, medal, place'))
+    """
     if config.data == "emoji":
         splits = split_emoji(config)
         return EmojiPairs(splits.train, config.captions, frozenset(r.concept for r in splits.concepts.records))
@@ -48,4 +65,11 @@ def open_pairs(config: DataConfig, image_size: int) -> PairSource:
 
 
 def is_shards(data: str) -> bool:
+    """Whether `--data` names tar files, not one of the tables.
+
+    Examples:
+        >>> from oblique_clip.data.sources import is_shards
+        >>> is_shards("shards/x-{000..012}.tar"), is_shards("pairs.csv")
+        (True, False)
+    """
     return ".tar" in data and Path(data).suffix.lower() not in SUFFIXES

@@ -20,6 +20,14 @@ class EmojiSplits:
     """The shipped set cut as a `DataConfig` says.
 
     No picture is in two parts; a concept that is held out is neither trained on nor used to choose a checkpoint.
+
+    Examples:
+        >>> from oblique_clip.config import DataConfig
+        >>> from oblique_clip.data.splits import split_emoji
+        >>> splits = split_emoji(DataConfig())
+        >>> trained = {record.concept for record in splits.train.records}
+        >>> any(record.concept in trained for record in splits.concepts.records)
+        False
     """
 
     train: EmojiSet
@@ -37,6 +45,18 @@ def split_emoji(config: DataConfig) -> EmojiSplits:
     Raises:
         UserError: for a family or a split of concepts that does not exist, a family named for both validation and
             test, or where nothing is left to train on.
+
+    Examples:
+        >>> from oblique_clip.config import DataConfig
+        >>> from oblique_clip.data.splits import split_emoji
+        >>> splits = split_emoji(DataConfig())
+        >>> len(splits.train), len(splits.val), len(splits.test), len(splits.concepts)
+        (9662, 608, 4793, 1024)
+        >>> split_emoji(DataConfig(test_families=("emoji-openmoji",)))
+        Traceback (most recent call last):
+            ...
+        oblique_clip.errors.UserError: the shipped set has no family 'emoji-openmoji'; there is emoji-emojione,
+        emoji-fluent, emoji-fxemoji, emoji-noto, emoji-streamline, emoji-twemoji, openclipart
     """
     whole = load_emoji()
     known = sorted({record.family for record in whole.records})
@@ -66,6 +86,13 @@ class EmojiPairs:
 
     Args:
         hidden: concepts that must not occur as a keyword either.
+
+    Examples:
+        >>> from oblique_clip.data.emoji import load_emoji
+        >>> from oblique_clip.data.splits import EmojiPairs
+        >>> pairs = EmojiPairs(load_emoji(), "keywords")
+        >>> pairs.captions(0)
+        ('1st place medal, 1st, first, gold, medal, place',)
     """
 
     def __init__(

@@ -21,7 +21,20 @@ SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
 class FilePairs:
-    """Image files and captions named by a table; files that cannot be read are skipped and counted."""
+    """Image files and captions named by a table; files that cannot be read are skipped and counted.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from oblique_clip.data.tables import FilePairs
+        >>> path = Path(tempfile.mkdtemp()) / "red.png"
+        >>> Image.new("RGB", (64, 64), "red").save(path)
+        >>> pairs = FilePairs([path], ["a red square"], side=32, workers=1)
+        >>> squares, kept = pairs.fetch([0])
+        >>> squares.shape, pairs.captions(0)
+        (torch.Size([1, 3, 32, 32]), ('a red square',))
+    """
 
     def __init__(self, paths: list[Path], captions: list[str], side: int, workers: int) -> None:
         self._paths, self._captions, self._side = paths, captions, side
@@ -70,6 +83,21 @@ def open_table(path: Path, config: DataConfig, side: int) -> FilePairs:
 
     Raises:
         UserError: for a missing file or column, an empty table, or when none of the images exists.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from oblique_clip.config import DataConfig
+        >>> from oblique_clip.data.tables import open_table
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (64, 64), "red").save(folder / "red.png")
+        >>> with (folder / "pairs.csv").open("w") as table:
+        ...     print("image,caption", "red.png,a red square", "blue.png,a blue square", sep=chr(10), file=table)
+        >>> pairs = open_table(folder / "pairs.csv", DataConfig(), side=32)
+        >>> squares, kept = pairs.fetch([0, 1])
+        >>> len(pairs), squares.shape, kept, pairs.skipped  # there is no blue.png
+        (2, torch.Size([1, 3, 32, 32]), [0], Counter({'missing image': 1}))
     """
     if not path.is_file():
         raise UserError(f"no such file: {path}")

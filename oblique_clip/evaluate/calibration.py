@@ -32,6 +32,16 @@ def confidences(
     """Largest probability (N,) of each picture, float64, and whether it stands at the right class (N,).
 
     A class exactly as similar as the right one makes it wrong, as in `classification`.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.evaluate.calibration import confidences
+        >>> topology = parse_topology("sphere(2)")
+        >>> points = topology.project(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        >>> confidence, right = confidences(points, torch.tensor([0, 0]), points, topology, scale=1.0)
+        >>> confidence.round(decimals=3).tolist(), right.tolist()
+        ([0.731, 0.731], [True, False])
     """
     highest, right = [], []
     for rows in torch.arange(len(image_points)).split(chunk):
@@ -46,10 +56,18 @@ def reliability(confidence: Tensor, right: Tensor, bins: int = BINS) -> dict[str
     """The bars of a reliability diagram: pictures by confidence in equal bins of (0, 1], closed above.
 
     Args:
-        confidence (N,) in [0, 1], right (N,) of bool.
+        confidence: (N,), in [0, 1].
+        right: (N,), of bool.
 
     Returns:
         `count`, mean `confidence` and `accuracy` of each bin; None in a bin without pictures.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.evaluate.calibration import reliability
+        >>> bars = reliability(torch.tensor([0.2, 0.7, 0.9]), torch.tensor([False, True, True]), bins=2)
+        >>> bars["count"], bars["accuracy"]
+        ([1, 2], [0.0, 1.0])
     """
     place = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1
     count = torch.bincount(place, minlength=bins)
@@ -61,7 +79,14 @@ def reliability(confidence: Tensor, right: Tensor, bins: int = BINS) -> dict[str
 
 
 def calibration_error(bars: Mapping[str, list[Any]]) -> float:
-    """Expected calibration error in [0, 1]: |accuracy - confidence|, averaged over pictures (Guo et al. 2017, 2)."""
+    """Expected calibration error in [0, 1]: |accuracy - confidence|, averaged over pictures (Guo et al. 2017, 2).
+
+    Examples:
+        >>> from oblique_clip.evaluate.calibration import calibration_error
+        >>> bars = {"count": [1, 3], "confidence": [0.5, 0.9], "accuracy": [1.0, 0.7]}
+        >>> round(calibration_error(bars), 3)
+        0.275
+    """
     gaps = [
         count * abs(accuracy - confidence)
         for count, accuracy, confidence in zip(bars["count"], bars["accuracy"], bars["confidence"], strict=True)
@@ -76,6 +101,16 @@ def calibration(
     """Calibration error of the same pictures under each of `scales`, by its name, and the bars in `reliability`.
 
     Nothing where similarities are no numbers.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.evaluate.calibration import calibration
+        >>> topology = parse_topology("sphere(2)")
+        >>> points = topology.project(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        >>> figures = calibration(points, torch.tensor([0, 1]), points, topology, {"own": 1.0, "sharper": 10.0})
+        >>> round(figures["own"], 3), round(figures["sharper"], 3)  # always right: the surer, the better
+        (0.269, 0.0)
     """
     figures: dict[str, Any] = {}
     bars: dict[str, Any] = {}
@@ -92,11 +127,21 @@ def fit_temperature(similarity: Tensor, labels: Tensor) -> float:
     """The scale (1/temperature) under which the right classes are most likely: one number > 0, found by L-BFGS.
 
     Args:
-        similarity (N, K): of validation pictures with the classes, not scaled.
-        labels (N,): in [0, K).
+        similarity: (N, K), of validation pictures with the classes, not scaled.
+        labels: (N,), in [0, K).
 
     Raises:
         UserError: without pictures, or for similarities that are no numbers.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.evaluate.calibration import fit_temperature
+        >>> similarity, labels = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), torch.tensor([0, 1, 1])
+        >>> scale = fit_temperature(similarity, labels)
+        >>> round(scale, 2)
+        3.23
+        >>> (scale * similarity).softmax(1).double().round(decimals=2).tolist()
+        [[0.93, 0.07], [0.13, 0.87], [0.66, 0.34]]
     """
     if not similarity.numel() or not similarity.isfinite().all():
         raise UserError("a temperature is fitted to finite similarities of at least one picture")
@@ -125,7 +170,22 @@ STYLES = {OWN: {"color": "#777777", "label": "own scale"}, FITTED: {"color": "#1
 
 
 def draw_reliability(classifications: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Reliability diagrams of classifications that `calibration` has judged, by name, side by side."""
+    """Reliability diagrams of classifications that `calibration` has judged, by name, side by side.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.evaluate.calibration import calibration, draw_reliability
+        >>> topology = parse_topology("sphere(2)")
+        >>> points = topology.project(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        >>> figures = calibration(points, torch.tensor([0, 1]), points, topology, {"ece": 1.0, "ece_calibrated": 10.0})
+        >>> path = Path(tempfile.mkdtemp()) / "reliability.svg"
+        >>> draw_reliability({"two pictures": figures}).savefig(path)
+        >>> "fitted scale 10, error 0.00 %" in path.read_text()
+        True
+    """
     from matplotlib.figure import Figure
 
     figure = Figure((4.2 * len(classifications), 4.2), layout="constrained")

@@ -34,7 +34,19 @@ class Encoder(Protocol):
 
 @contextmanager
 def evaluating(model: Encoder) -> Iterator[torch.device]:
-    """Evaluation mode without gradient, put back afterwards; gives the model's device."""
+    """Evaluation mode without gradient, put back afterwards; gives the model's device.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import create_model, model_config
+        >>> from oblique_clip.evaluate.encode import evaluating
+        >>> model = create_model(model_config("tiny", "oblique"))
+        >>> with evaluating(model) as device:
+        ...     print(device, model.training, torch.is_grad_enabled())
+        cpu False False
+        >>> model.training
+        True
+    """
     before = model.training
     model.train(False)
     try:
@@ -49,6 +61,15 @@ def encode_images(model: Encoder, squares: Iterable[Tensor], preprocess: Preproc
 
     Raises:
         UserError: where there is no batch.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import load
+        >>> from oblique_clip.evaluate.encode import encode_images
+        >>> model, preprocess, _ = load("tiny-oblique")
+        >>> batches = [torch.zeros(count, 3, 64, 64, dtype=torch.uint8) for count in (2, 1)]
+        >>> encode_images(model, batches, preprocess).shape
+        torch.Size([3, 8, 16])
     """
     with evaluating(model) as device:
         points = [model.encode_image(preprocess.batch(batch.to(device))).cpu() for batch in squares]
@@ -62,6 +83,15 @@ def encode_texts(model: Encoder, tokenizer: Tokenizer, texts: Sequence[str], pos
 
     Args:
         positions: tokens in a batch, padding included; texts of like length share one, so that little of it is padding.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import load
+        >>> from oblique_clip.evaluate.encode import encode_texts
+        >>> model, _, tokenizer = load("tiny-oblique")
+        >>> points = encode_texts(model, tokenizer, ["dog", "a small house", "dog"])
+        >>> points.shape, torch.equal(points[0], points[2])
+        (torch.Size([3, 8, 16]), True)
     """
     number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     ids = tokenizer(list(number))

@@ -12,7 +12,15 @@ THUMBNAIL = 16
 
 
 def thumbnails(squares: Iterable[Tensor]) -> Tensor:
-    """Batches of uint8 squares (B, 3, H, H) to 16 x 16 colour thumbnails in [0, 1], flattened, (N, 768)."""
+    """Batches of uint8 squares (B, 3, H, H) to 16 x 16 colour thumbnails in [0, 1], flattened, (N, 768).
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.evaluate.floors import thumbnails
+        >>> small = thumbnails([torch.full((2, 3, 64, 64), 255, dtype=torch.uint8)])
+        >>> small.shape, small.unique().tolist()
+        (torch.Size([2, 768]), [1.0])
+    """
     small = [F.adaptive_avg_pool2d(batch.float() / 255, THUMBNAIL) for batch in squares]
     return torch.cat(small).flatten(1)
 
@@ -25,7 +33,20 @@ def pixel_neighbour(
     A class without a gallery picture comes last. `rank_figures` turns the ranks into accuracies.
 
     Args:
-        queries (N, 768), gallery (M, 768): thumbnails; labels and gallery_labels in [0, classes).
+        queries: (N, 768), thumbnails.
+        labels: (N,), in [0, classes).
+        gallery: (M, 768), thumbnails.
+        gallery_labels: (M,), in [0, classes).
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.evaluate.floors import pixel_neighbour, thumbnails
+        >>> black, grey, white = (torch.full((1, 3, 64, 64), level, dtype=torch.uint8) for level in (0, 80, 255))
+        >>> gallery = thumbnails([black, white])  # of the classes 0 and 1
+        >>> pixel_neighbour(thumbnails([grey]), torch.tensor([0]), gallery, torch.tensor([0, 1]), classes=2).tolist()
+        [0]
+        >>> pixel_neighbour(thumbnails([grey]), torch.tensor([1]), gallery, torch.tensor([0, 1]), classes=2).tolist()
+        [1]
     """
     ranks = []
     for rows in torch.arange(len(queries)).split(chunk):

@@ -29,11 +29,25 @@ def retrieval(
     help; nor do similarities that are no numbers. A query without any match is a miss for every k.
 
     Args:
-        image_points (N, ...), text_points (M, ...): points of `topology`.
-        matches (P, 2): int64 pairs of an image and a text that match, in any order and number; repeats count once.
+        image_points: (N, *point_shape).
+        text_points: (M, *point_shape).
+        matches: (P, 2), int64, pairs of an image and a text that match, in any order and number; repeats count once.
 
     Returns:
         `image_to_text_r@k` and `text_to_image_r@k`, with `*_chance_r@k` for a random order.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.evaluate.retrieval import retrieval
+        >>> topology = parse_topology("sphere(2)")
+        >>> images = topology.project(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        >>> texts = topology.project(torch.tensor([[[1.0, 0.1]], [[0.1, 1.0]], [[1.0, 0.2]]]))
+        >>> matches = torch.tensor([[0, 0], [1, 1], [1, 2]])  # two captions for the second image
+        >>> figures = retrieval(images, texts, matches, topology, ks=(1,))
+        >>> {name: round(value, 3) for name, value in figures.items()}
+        {'image_to_text_r@1': 1.0, 'image_to_text_chance_r@1': 0.5, 'text_to_image_r@1': 0.667,
+        'text_to_image_chance_r@1': 0.5}
     """
     figures: dict[str, float] = {}
     matches = matches.unique(dim=0)
@@ -56,7 +70,17 @@ def best_ranks(
     """How many candidates stand before each query's best match, (N,); all of them where a query has no match.
 
     Args:
-        matches (P, 2): pairs of a query and a candidate, no pair twice.
+        matches: (P, 2), pairs of a query and a candidate, no pair twice.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.evaluate.retrieval import best_ranks
+        >>> topology = parse_topology("sphere(2)")
+        >>> texts = topology.project(torch.tensor([[[1.0, 0.1]], [[1.0, 0.2]]]))
+        >>> images = topology.project(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        >>> best_ranks(texts, images, torch.tensor([[0, 0], [1, 1]]), topology).tolist()
+        [0, 1]
     """
     held = len(candidates) * topology.held_a_pair
     chunk = chunk or max(1, SCORES // max(1, held))
@@ -79,7 +103,14 @@ def best_ranks(
 
 
 def group_matches(image_groups: Tensor, text_groups: Tensor) -> Tensor:
-    """Pairs (P, 2) of an image and a text whose groups, any integers (N,) and (M,), are equal."""
+    """Pairs (P, 2) of an image and a text whose groups, any integers (N,) and (M,), are equal.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.evaluate.retrieval import group_matches
+        >>> group_matches(torch.tensor([7, 9]), torch.tensor([9, 7, 9])).tolist()
+        [[0, 1], [1, 0], [1, 2]]
+    """
     ordered, order = text_groups.sort()
     first = torch.searchsorted(ordered, image_groups)
     count = torch.searchsorted(ordered, image_groups, right=True) - first

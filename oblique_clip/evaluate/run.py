@@ -35,7 +35,7 @@ from ..data.tables import SUFFIXES, open_table
 from ..device import pick_device, versions
 from ..errors import UserError
 from ..interop import clip_benchmark
-from .calibration import OWN, calibration, draw_reliability
+from .calibration import FITTED, OWN, calibration, draw_reliability
 from .encode import encode_images, encode_texts
 from .retrieval import retrieval
 from .tasks import HeldOut, concept_labels, evaluate_emoji
@@ -49,10 +49,19 @@ TORCHVISION_ROOT = Path("data")
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Zero-shot classification or retrieval with a trained model."""
+    """Zero-shot classification or retrieval with a trained model.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from oblique_clip.evaluate.run import EvaluateConfig
+        >>> config = EvaluateConfig(Path("runs/mine"), data="CIFAR10", templates=("openai",))
+        >>> config.engine, config.download
+        ('oblique_clip', False)
+    """
 
     model: Annotated[Path, tyro.conf.Positional]
-    """A run folder, a checkpoint file, a shipped model, or open_clip:NAME/TAG or open_clip:NAME/FILE."""
+    """A run folder, a checkpoint file, a shipped model, open_clip:NAME/TAG or open_clip:NAME/FILE,
+    clip-mtob:FILE,VOCABULARY (the official code's), or hf:USER/NAME[@REVISION]."""
     data: str = EMOJI
     """`emoji` (what the run held out); for classification a folder with one folder a class, one in CLIP_benchmark's
     WebDataset layout, or a data set of torchvision (CIFAR10, Food101, ...); for retrieval a table, .tar shards, or a
@@ -85,6 +94,22 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     Raises:
         UserError: for a model, data set or prompts that cannot be read, or where `out` is a run folder.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from oblique_clip.evaluate.run import EvaluateConfig, evaluate
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("red_apple", "blue_car"):
+        ...     (folder / name).mkdir()
+        ...     Image.new("RGB", (64, 64), name.split("_")[0]).save(folder / name / "0.png")
+        >>> report = evaluate(EvaluateConfig(Path("tiny-oblique"), data=str(folder), templates=("a {}",), device="cpu"))
+        >>> figures = report["evaluation"]["classification"]
+        >>> figures["images"], figures["classes"], figures["chance"]
+        (2, 2, 0.5)
+        >>> sorted(figures)
+        ['chance', 'classes', 'ece', 'images', 'mean_per_class', 'reliability', 'top1', 'top5']
     """
     if config.out is not None and (config.out / "config.json").exists():
         raise UserError(f"{config.out} is a run folder, whose result.json would be lost: give another --out")
@@ -201,12 +226,15 @@ def evaluate_pictures(loaded: Loaded, pictures: Pictures, prompts: Prompts | Non
 
 
 def evaluate_classes(loaded: Loaded, pictures: ClassPictures, prompts: Prompts) -> dict[str, Any]:
-    """Zero-shot classification, with the calibration error of the model's own scale."""
+    """Zero-shot classification, with the calibration error of the model's own scale, and of the calibrated one."""
     model, preprocess, tokenizer = loaded
     classifier = build_classifier(model, tokenizer, pictures.names, prompts)
     points = encode_images(model, pictures.squares(preprocess.image_size), preprocess)
     case = (points, torch.tensor(pictures.labels), classifier, model.topology)
-    scales = {OWN: float(model.temperature.scale.detach().cpu())}
+    temperature = model.temperature
+    scales = {OWN: float(temperature.scale.detach().cpu())}
+    if temperature.calibrated is not None:
+        scales[FITTED] = temperature.calibrated
     sizes = {"images": len(points), "classes": len(pictures.names)}
     return {**classification(*case), **calibration(*case, scales), **sizes}
 

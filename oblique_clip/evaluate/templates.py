@@ -27,6 +27,13 @@ def prompts_of(names: Sequence[str], prompts: Prompts) -> list[list[str]]:
 
     Raises:
         UserError: for a template without a place for the name, or a class without sentences.
+
+    Examples:
+        >>> from oblique_clip.evaluate.templates import prompts_of
+        >>> prompts_of(["cat", "dog"], ["a photo of a {}", "a drawing of a {}"])
+        [['a photo of a cat', 'a drawing of a cat'], ['a photo of a dog', 'a drawing of a dog']]
+        >>> prompts_of(["cat"], {"cat": ["A cat has whiskers.", "A cat purrs."]})
+        [['A cat has whiskers.', 'A cat purrs.']]
     """
     if isinstance(prompts, Mapping):
         without = [name for name in names if not prompts.get(name)]
@@ -54,6 +61,14 @@ def read_templates(templates: tuple[str, ...]) -> tuple[Template, ...]:
 
     Raises:
         UserError: for a list or a file that does not exist.
+
+    Examples:
+        >>> from oblique_clip.evaluate.templates import read_templates
+        >>> read_templates(("a photo of a {}", "a drawing of a {}"))
+        ('a photo of a {}', 'a drawing of a {}')
+        >>> templates = read_templates(("openai",))
+        >>> len(templates), templates[0]("dog")
+        (80, 'a bad photo of a dog.')
     """
     if len(templates) != 1 or PLACE.search(templates[0]):
         return templates
@@ -89,6 +104,15 @@ def read_descriptions(path: Path) -> dict[str, list[str]]:
 
     Raises:
         UserError: for a file that is missing or something else.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from oblique_clip.evaluate.templates import read_descriptions
+        >>> path = Path(tempfile.mkdtemp()) / "descriptions.json"
+        >>> _ = path.write_text('{"cat": ["A cat has whiskers.", "A cat purrs."]}')
+        >>> read_descriptions(path)
+        {'cat': ['A cat has whiskers.', 'A cat purrs.']}
     """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))

@@ -36,6 +36,16 @@ def build_classifier(model: Encoder, tokenizer: Tokenizer, names: Sequence[str],
 
     Raises:
         UserError: without names or templates, for a template without `{}`, or a class without sentences.
+
+    Examples:
+        >>> from oblique_clip import load
+        >>> from oblique_clip.evaluate.zeroshot import build_classifier
+        >>> model, _, tokenizer = load("tiny-oblique")
+        >>> classifier = build_classifier(model, tokenizer, ["dog", "cat"], ["a photo of a {}", "a drawing of a {}"])
+        >>> classifier.shape
+        torch.Size([2, 8, 16])
+        >>> classifier.norm(dim=-1).double().round(decimals=3).unique().tolist()  # a mean of points is a point
+        [1.0]
     """
     if isinstance(names, str) or isinstance(templates, str):
         raise UserError("names and templates are lists of texts, not one text")
@@ -84,6 +94,17 @@ def classification(
 
     Returns:
         `top1`, `top5`, `mean_per_class` (of top-1, over the classes that occur), `chance` (of top-1).
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.evaluate.zeroshot import classification
+        >>> topology = parse_topology("sphere(2)")
+        >>> classifier = topology.project(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        >>> pictures = topology.project(torch.tensor([[[2.0, 1.0]], [[1.0, 3.0]], [[3.0, 1.0]]]))
+        >>> figures = classification(pictures, torch.tensor([0, 1, 1]), classifier, topology)
+        >>> {name: round(value, 3) for name, value in figures.items()}
+        {'top1': 0.667, 'top5': 1.0, 'mean_per_class': 0.75, 'chance': 0.5}
     """
     ranks = []
     for rows in torch.arange(len(image_points)).split(chunk):
@@ -94,7 +115,14 @@ def classification(
 
 
 def rank_figures(ranks: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
-    """Accuracies from the rank (N,) that each picture's own class got, 0 for the first."""
+    """Accuracies from the rank (N,) that each picture's own class got, 0 for the first.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.evaluate.zeroshot import rank_figures
+        >>> rank_figures(torch.tensor([0, 0, 3, 6]), torch.tensor([0, 1, 1, 1]), classes=10)["top5"]
+        0.75
+    """
     first = (ranks == 0).double()
     count = torch.bincount(labels, minlength=classes)
     hits = torch.bincount(labels, weights=first, minlength=classes)
@@ -124,10 +152,21 @@ def classify(
 
     Raises:
         UserError: without images, for one that cannot be read, or see `build_classifier`.
-    """
-    from ..checkpoint import load
 
-    loaded = load(model_or_path) if isinstance(model_or_path, str | Path) else model_or_path
+    Examples:
+        >>> from PIL import Image
+        >>> from oblique_clip import classify
+        >>> from oblique_clip.data.emoji import load_emoji
+        >>> emoji = load_emoji().of_families(("emoji-fluent",))  # which the model has never seen
+        >>> apple = next(i for i, record in enumerate(emoji.records) if record.caption == "red apple")
+        >>> picture = Image.fromarray(emoji.pixels[emoji.rows[apple]])
+        >>> probabilities, names = classify("tiny-oblique", [picture], ["dog", "red apple", "house"])
+        >>> names, probabilities.shape
+        (['red apple'], torch.Size([1, 3]))
+    """
+    from ..checkpoint import Loaded, load
+
+    loaded = load(model_or_path) if isinstance(model_or_path, str | Path) else Loaded(*model_or_path)
     temperature = loaded.model.temperature
     scale = temperature.scale.item() if temperature.calibrated is None else temperature.calibrated
     probabilities = (scale * _similarity(loaded, images, names, templates)).softmax(-1)
@@ -142,7 +181,7 @@ def calibrate(
     names: Sequence[str],
     templates: Prompts | None = None,
 ) -> float:
-    """Fit the scale that makes probabilities of `classify` honest, and keep it in the model, as `temperature.calibrated`.
+    """Fit the scale that makes probabilities of `classify` honest, and keep it in the model (`temperature.calibrated`).
 
     Checkpoints of `save_model` and `save_pretrained` carry it. No accuracy changes.
 
@@ -155,6 +194,18 @@ def calibrate(
 
     Raises:
         UserError: for another number of labels than images, a label that is no place in `names`, or as `classify`.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from oblique_clip import calibrate, load
+        >>> from oblique_clip.data.emoji import load_emoji
+        >>> emoji = load_emoji().of_families(("emoji-fxemoji",))  # on which it was neither trained nor tested
+        >>> pictures = [Image.fromarray(emoji.pixels[row]) for row in emoji.rows[:64]]
+        >>> names = sorted({record.concept for record in emoji.records[:64]})
+        >>> labels = [names.index(record.concept) for record in emoji.records[:64]]
+        >>> loaded = load("tiny-sphere")
+        >>> calibrate(loaded, pictures, labels, names) < loaded.model.temperature.scale.item()  # it was too sure
+        True
     """
     if len(labels) != len(images):
         raise UserError(f"calibration needs a label for each image: {len(images)} images, {len(labels)} labels")
@@ -173,6 +224,8 @@ def _similarity(
     from .encode import encode_images
 
     model, preprocess, tokenizer = loaded
+    if isinstance(images, str) or not isinstance(images, Sequence):
+        raise UserError("images are a list of pictures or paths, not one of them")
     if not images:
         raise UserError("zero-shot classification needs at least one image")
     classifier = build_classifier(model, tokenizer, names, templates or PLAIN)

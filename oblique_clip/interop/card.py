@@ -64,14 +64,17 @@ def _summary(model: DualEncoder, config: ModelConfig) -> str:
 
 def _sizes(model: DualEncoder, config: ModelConfig) -> list[tuple[str, str]]:
     arch = config.arch
+    ours = [
+        ("image tower", f"{arch.image_size} px, patch {arch.patch_size}, {arch.vision_layers} x {arch.vision_width}"),
+        ("text tower", f"{arch.context_length} tokens (`{arch.tokenizer}`), {arch.text_layers} x {arch.text_width}"),
+        ("projection", config.projection),
+    ]
     return [
         ("part", "size"),
         ("topology", f"`{model.topology.spec}`"),
         ("numbers in an embedding", str(model.topology.embed_dim)),
         ("scale of the logits", f"{model.temperature.scale.item():.4g}"),
-        ("image tower", f"{arch.image_size} px, patch {arch.patch_size}, {arch.vision_layers} x {arch.vision_width}"),
-        ("text tower", f"{arch.context_length} tokens (`{arch.tokenizer}`), {arch.text_layers} x {arch.text_width}"),
-        ("projection", config.projection),
+        *([("towers", f"open_clip's `{config.open_clip}`")] if config.open_clip else ours),
         ("parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}"),
     ]
 

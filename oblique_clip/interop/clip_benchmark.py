@@ -43,7 +43,16 @@ MODEL_TYPE = "oblique_clip"
 
 
 class FlatEncoder(nn.Module):
-    """A model whose `encode_image` and `encode_text` give unit vectors (B, m*n), as tools for cosines want."""
+    """A model whose `encode_image` and `encode_text` give unit vectors (B, m*n), as tools for cosines want.
+
+    Examples:
+        >>> from oblique_clip import load
+        >>> from oblique_clip.interop.clip_benchmark import FlatEncoder
+        >>> model, _, tokenizer = load("tiny-oblique")
+        >>> vectors = FlatEncoder(model).encode_text(tokenizer(["dog", "cat"]))
+        >>> vectors.shape, vectors.norm(dim=1).double().round(decimals=3).tolist()
+        (torch.Size([2, 128]), [1.0, 1.0])
+    """
 
     def __init__(self, model: DualEncoder) -> None:
         super().__init__()
@@ -61,6 +70,14 @@ def register() -> None:
 
     Raises:
         UserError: where CLIP_benchmark is not installed.
+
+    Examples:
+        >>> from clip_benchmark.models import load_clip
+        >>> from oblique_clip.interop.clip_benchmark import register
+        >>> register()
+        >>> model, transform, tokenizer = load_clip("oblique_clip", "tiny-oblique", "", "", device="cpu")
+        >>> model.encode_text(tokenizer(["dog"])).shape
+        torch.Size([1, 128])
     """
     models = _part("models")
     _mended_metrics()
@@ -80,6 +97,12 @@ def load_model(
 
     Raises:
         UserError: see `load`; and `check`.
+
+    Examples:
+        >>> from oblique_clip.interop.clip_benchmark import load_model
+        >>> model, transform, tokenizer = load_model("tiny-oblique")
+        >>> model.encode_text(tokenizer(["dog"])).shape
+        torch.Size([1, 128])
     """
     chosen = pretrained if pretrained and Path(pretrained).exists() else model_name
     model, preprocess, tokenizer = load(chosen, device)
@@ -105,6 +128,16 @@ def zero_shot(loaded: Loaded, pictures: ClassPictures, side: int, prompts: Promp
 
     Raises:
         UserError: as `check`, `prompts_of` and the pictures.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from oblique_clip import load
+        >>> from oblique_clip.data.folders import ClassPictures
+        >>> from oblique_clip.interop.clip_benchmark import zero_shot
+        >>> pictures = [(Image.new("RGB", (64, 64), colour), i) for i, colour in enumerate(("red", "blue"))]
+        >>> figures = zero_shot(load("tiny-oblique"), ClassPictures(["apple", "sea"], pictures), 32, ["a {}"])
+        >>> sorted(figures)
+        ['acc1', 'mean_per_class_recall']
     """
     metrics = _mended_metrics()
     check(loaded.model.topology)
@@ -129,6 +162,16 @@ def retrieval(loaded: Loaded, pictures: CaptionedPictures) -> dict[str, float]:
 
     Raises:
         UserError: as `check` and the pictures.
+
+    Examples:
+        >>> from collections import Counter
+        >>> import torch
+        >>> from oblique_clip import load
+        >>> from oblique_clip.data.captioned import CaptionedPictures
+        >>> from oblique_clip.interop.clip_benchmark import retrieval
+        >>> batch = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), [["a dog", "a puppy"], ["a house"]]
+        >>> sorted(retrieval(load("tiny-oblique"), CaptionedPictures(iter([batch]), Counter)))
+        ['image_retrieval_recall@1', 'text_retrieval_recall@1']
     """
     metrics = _part("metrics.zeroshot_retrieval")
     check(loaded.model.topology)

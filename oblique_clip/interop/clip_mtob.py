@@ -83,6 +83,19 @@ def load_clip_mtob(path: Path, vocabulary: Path | None) -> Loaded:
     Raises:
         UserError: for a file that cannot be read, of another architecture, with weights missing, unknown or of sizes
             that do not fit each other, or for a vocabulary of another size.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from oblique_clip.interop.clip_mtob import load_clip_mtob
+        >>> path = Path(tempfile.mkdtemp()) / "official.pt"
+        >>> torch.save({"visual.class_embedding": torch.zeros(16, 768)}, path)
+        >>> load_clip_mtob(path, vocabulary=None)  # one weight of some hundred
+        Traceback (most recent call last):
+            ...
+        oblique_clip.errors.UserError: ...official.pt is no clip-mtob checkpoint, or not a whole one: it has no
+        visual.positional_embedding; give a whole state dict of a model of github.com/minogame/clip-mtob
     """
     weights = _read(path)
     sizes = _sizes(weights, path)
@@ -111,6 +124,14 @@ class PostNormTextTower(Tower):
 
     Args:
         arch: sizes; `arch.context_length` counts ids, the m - 1 copies of the first one come on top.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.config import Architecture
+        >>> from oblique_clip.interop.clip_mtob import PostNormTextTower
+        >>> tower = PostNormTextTower(Architecture(), vocab_size=100, n=16, m=8).eval()
+        >>> tower(torch.tensor([[2, 40, 41, 3, 0, 0]])).shape
+        torch.Size([1, 8, 16])
     """
 
     def __init__(self, arch: Architecture, vocab_size: int, n: int, m: int) -> None:
@@ -162,6 +183,16 @@ class BertTokenizer:
 
     Raises:
         UserError: for a file that is no such vocabulary.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from oblique_clip.interop.clip_mtob import BertTokenizer
+        >>> path = Path(tempfile.mkdtemp()) / "vocab.txt"
+        >>> with path.open("w") as vocabulary:
+        ...     print("[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "apple", "##s", sep=chr(10), file=vocabulary)
+        >>> BertTokenizer(path, context_length=7)(["Red apples"]).tolist()
+        [[2, 4, 5, 6, 3, 0, 0]]
     """
 
     def __init__(self, vocabulary: Path, context_length: int) -> None:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoint import Loaded, config_of, data_of, load, save_model
+from ..checkpoint import Loaded, config_of, data_of, home_of, load, save_model
 from ..config import DataConfig, ModelConfig, from_json, to_json, write_json
 from ..errors import UserError
 from ..model import DualEncoder
@@ -49,6 +49,14 @@ def save_pretrained(
 
     Raises:
         UserError: without a configuration, see `load`, or where `folder` is a run folder.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from oblique_clip.interop.hub import save_pretrained
+        >>> folder = save_pretrained("tiny-oblique", Path(tempfile.mkdtemp()), license="apache-2.0")
+        >>> sorted(path.name for path in folder.iterdir())
+        ['README.md', 'config.json', 'model.safetensors']
     """
     folder = Path(folder)
     if (folder / "checkpoints").is_dir():
@@ -76,6 +84,15 @@ def from_pretrained(
 
     Raises:
         UserError: where neither a folder nor a repository is found, or its files are damaged or missing.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from oblique_clip.interop.hub import from_pretrained, save_pretrained
+        >>> folder = save_pretrained("tiny-oblique", Path(tempfile.mkdtemp()))
+        >>> model, preprocess, tokenizer = from_pretrained(folder)  # or "user/name", from the hub
+        >>> model.topology.spec
+        'oblique(16,8)'
     """
     folder = Path(folder_or_repo_id)
     if not folder.is_dir():
@@ -102,6 +119,19 @@ def push_to_hub(
 
     Raises:
         UserError: for an incomplete folder, or where the hub cannot be reached or refuses.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from oblique_clip.interop.hub import push_to_hub, save_pretrained
+        >>> folder = save_pretrained("tiny-oblique", Path(tempfile.mkdtemp()))
+        >>> push_to_hub(folder, "someone/apples", private=True)  # doctest: +SKIP
+        'https://huggingface.co/someone/apples/commit/...'
+        >>> (folder / "README.md").unlink()
+        >>> push_to_hub(folder, "someone/apples")
+        Traceback (most recent call last):
+            ...
+        oblique_clip.errors.UserError: ... has no README.md: write it with save_pretrained
     """
     folder = Path(folder)
     for name in (WEIGHTS, SETTINGS, CARD):
@@ -135,7 +165,7 @@ def model_file(address: str) -> Path:
 
 def _data_of(source: str | Path) -> DataConfig | None:
     try:
-        return data_of(source)
+        return None if home_of(source) else data_of(source)
     except UserError:
         return None
 

@@ -21,12 +21,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoint import Loaded
+from ..config import Architecture, ModelConfig
 from ..data.images import Preprocess, Side
 from ..errors import UserError
 from ..model import DualEncoder, preprocess_of
 from ..optim import is_decayed
 from ..temperature import LearnedTemperature
-from ..topology import parse_topology
+from ..topology import Topology, parse_topology
 
 REASON = 300
 """Characters of another library's message that are passed on."""
@@ -39,6 +40,19 @@ def from_open_clip(model: Any) -> DualEncoder:
 
     Raises:
         UserError: for another class of models, such as CoCa, or pictures that are not square.
+
+    Examples:
+        >>> import open_clip
+        >>> import torch
+        >>> from oblique_clip.interop.open_clip import from_open_clip
+        >>> vision = {"layers": 1, "width": 64, "image_size": 32, "patch_size": 16}
+        >>> text = {"layers": 1, "width": 32, "heads": 2, "context_length": 16, "vocab_size": 100}
+        >>> theirs = open_clip.CLIP(32, vision, text).eval()
+        >>> ours, images = from_open_clip(theirs), torch.randn(2, 3, 32, 32)
+        >>> ours.topology.spec
+        'sphere(32)'
+        >>> torch.allclose(ours.encode_image(images, flat=True), theirs.encode_image(images, normalize=True), atol=1e-5)
+        True
     """
     import open_clip
 
@@ -110,6 +124,26 @@ def load_open_clip(address: str) -> Loaded:
     Raises:
         UserError: for a name or tag that open_clip does not know, a file that is missing or does not fit, or weights
             that cannot be downloaded.
+
+    Examples:
+        >>> import json
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import open_clip
+        >>> import torch
+        >>> from oblique_clip import load
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> sizes = {
+        ...     "embed_dim": 32,
+        ...     "vision_cfg": {"layers": 1, "width": 64, "image_size": 32, "patch_size": 16},
+        ...     "text_cfg": {"layers": 1, "width": 32, "heads": 2},
+        ... }
+        >>> _ = (folder / "mini.json").write_text(json.dumps(sizes))
+        >>> open_clip.add_model_config(folder / "mini.json")
+        >>> torch.save(open_clip.create_model("mini").state_dict(), folder / "mini.pt")
+        >>> model, preprocess, tokenizer = load(f"open_clip:mini/{folder / 'mini.pt'}")
+        >>> model.topology.spec, preprocess.image_size
+        ('sphere(32)', 32)
     """
     import open_clip
 
@@ -125,6 +159,65 @@ def load_open_clip(address: str) -> Loaded:
         raise UserError(f"cannot load {what}: {reason[:REASON]}{'...' if len(reason) > REASON else ''}") from error
     taken = from_open_clip(model.eval())
     return Loaded(taken, preprocess_of(taken), tokenizer)
+
+
+def open_clip_config(address: str) -> ModelConfig:
+    """The configuration of the model that `load_open_clip` gives: form `clip`, towers by name.
+
+    Raises:
+        UserError: as `load_open_clip`; for a schema, which names no architecture of open_clip's registry.
+    """
+    import open_clip
+
+    name, pretrained = _parse(address)
+    if pretrained is None:
+        raise UserError(f"{name} has no name in open_clip's registry, so that no run could be loaded again")
+    tag = pretrained in open_clip.list_pretrained_tags_by_model(name)
+    named = f"{name}/{pretrained}" if tag else name
+    settings = open_clip.get_model_config(name)
+    vision, text, dimension = settings["vision_cfg"], settings["text_cfg"], settings["embed_dim"]
+    arch = Architecture(
+        image_size=vision.get("image_size", open_clip.CLIPVisionCfg.image_size),
+        context_length=text.get("context_length", open_clip.CLIPTextCfg.context_length), tokenizer="clip",
+    )  # fmt: skip
+    return ModelConfig(
+        size=name, form="clip", topology=f"sphere({dimension})", embed_dim=dimension, open_clip=named, arch=arch,
+        logit_bias=settings.get("init_logit_bias") is not None,
+    )  # fmt: skip
+
+
+def build_towers(config: ModelConfig, topology: Topology) -> tuple[nn.Module, nn.Module]:
+    """The towers that `config.open_clip` names, with fresh weights; cut by `to_oblique` for the form `oblique`.
+
+    Raises:
+        UserError: for a name that open_clip does not know, or another image size than its own.
+    """
+    import open_clip
+
+    from .surgery import to_oblique
+
+    name = str(config.open_clip).partition("/")[0]
+    if name not in open_clip.list_models():
+        raise UserError(f"open_clip has no model {name!r}; see open_clip.list_models()")
+    with _without_logging():
+        model = from_open_clip(_unloaded(str(config.open_clip), config.arch.patch_dropout))
+    size = model.visual.image_size[0]
+    if size != config.arch.image_size:
+        raise UserError(f"open_clip's {name} takes pictures of {size} pixels: set --image-size {size}")
+    if config.form == "oblique":
+        model = to_oblique(model, topology.n, topology.m)
+    return model.visual, model.text
+
+
+def _unloaded(named: str, patch_dropout: float = 0.0) -> Any:
+    """A model of open_clip by NAME or NAME/TAG, without its weights."""
+    import open_clip
+
+    name, _, tag = named.partition("/")
+    return open_clip.create_model(
+        name, pretrained=tag or None, load_weights=False, pretrained_text=False,
+        force_patch_dropout=patch_dropout or None,
+    )  # fmt: skip
 
 
 def _parse(rest: str) -> tuple[str, str | None]:
@@ -165,7 +258,21 @@ def _without_logging() -> Iterator[None]:
 
 
 class OpenClipModel(nn.Module):
-    """A `DualEncoder` with open_clip's interface: flat unit vectors, cosine logits. See `to_open_clip`."""
+    """A `DualEncoder` with open_clip's interface: flat unit vectors, cosine logits. See `to_open_clip`.
+
+    Examples:
+        >>> import math
+        >>> import torch
+        >>> from oblique_clip import load
+        >>> from oblique_clip.interop.open_clip import to_open_clip
+        >>> model, _, tokenizer = load("tiny-oblique")
+        >>> exported = to_open_clip(model)
+        >>> outputs = exported(torch.zeros(1, 3, 32, 32), tokenizer(["dog"]))
+        >>> sorted(outputs), outputs["image_features"].shape
+        (['image_features', 'logit_scale', 'text_features'], torch.Size([1, 128]))
+        >>> round((exported.logit_scale - model.logit_scale).item(), 4) == round(math.log(8), 4)  # eight spheres
+        True
+    """
 
     def __init__(self, encoder: DualEncoder, output_dict: bool) -> None:
         super().__init__()
@@ -174,7 +281,9 @@ class OpenClipModel(nn.Module):
         offset = math.log(encoder.topology.m)
         if isinstance(temperature, LearnedTemperature):
             shared = nn.Parameter(temperature.log_scale.detach() + offset, temperature.log_scale.requires_grad)
+            calibrated = temperature.calibrated
             temperature = encoder.temperature = SharedTemperature(shared, offset, temperature.maximum)  # type: ignore[assignment]
+            temperature.calibrated = calibrated
         self.logit_scale = (
             temperature.source
             if isinstance(temperature, SharedTemperature)
@@ -240,6 +349,16 @@ def to_open_clip(model: DualEncoder, output_dict: bool = True) -> OpenClipModel:
 
     Raises:
         UserError: where logits are not a scale times the cosine of flat vectors: any distance but the inner one.
+
+    Examples:
+        >>> import open_clip
+        >>> from oblique_clip import load
+        >>> from oblique_clip.interop.open_clip import to_open_clip
+        >>> model, _, tokenizer = load("tiny-oblique")
+        >>> templates = (lambda name: f"a photo of a {name}.", lambda name: f"a drawing of a {name}.")
+        >>> weights = open_clip.build_zero_shot_classifier(to_open_clip(model), tokenizer, ["dog", "cat"], templates)
+        >>> weights.shape
+        torch.Size([128, 2])
     """
     import open_clip
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
@@ -263,6 +382,8 @@ class SharedTemperature(nn.Module):
 
     It is saved as a learned one is, and belongs to no optimiser of its own module.
     """
+
+    calibrated: float | None = None
 
     def __init__(self, source: nn.Parameter, offset: float, maximum: float) -> None:
         super().__init__()

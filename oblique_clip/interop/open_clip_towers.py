@@ -121,8 +121,8 @@ class AnyImage(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.trunk.set_grad_checkpointing(enable)
 
-    def lock(self, unlocked_groups: int = 0) -> None:
-        _lock(self.trunk, unlocked_groups)
+    def lock(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
+        _lock(self.trunk, unlocked_groups, freeze_bn_stats)
 
 
 class AnyText(nn.Module):
@@ -151,9 +151,9 @@ class AnyText(nn.Module):
         _lock(self.trunk, unlocked_groups)
 
 
-def _lock(trunk: Any, unlocked_groups: int) -> None:
+def _lock(trunk: Any, unlocked_groups: int, *options: bool) -> None:
     try:
-        trunk.lock(unlocked_groups)
+        trunk.lock(unlocked_groups, *options)
     except (AssertionError, ImportError, RuntimeError) as error:
         kind = type(trunk).__name__
         raise UserError(f"open_clip cannot lock its {kind} but for {unlocked_groups} groups: {error}") from error

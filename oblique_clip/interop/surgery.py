@@ -42,6 +42,16 @@ def to_oblique(model: DualEncoder, n: int, m: int, seed: int = 0, spread: float 
     Raises:
         UserError: where n*m is not the model's dimension, or for towers that have neither class tokens nor an end token
             that are read: convnets, and open_clip's other than plain transformers.
+
+    Examples:
+        >>> from oblique_clip import load
+        >>> from oblique_clip.interop.surgery import to_oblique
+        >>> sphere = load("tiny-sphere")
+        >>> oblique = to_oblique(sphere.model, n=16, m=8)
+        >>> oblique.topology.spec, oblique.encode_text(sphere.tokenizer(["dog"])).shape
+        ('oblique(16,8)', torch.Size([1, 8, 16]))
+        >>> round((sphere.model.temperature.scale / oblique.temperature.scale).item(), 3)
+        8.0
     """
     old = model.topology
     if old.family != "sphere" or n * m != old.n:
@@ -64,12 +74,25 @@ def to_oblique(model: DualEncoder, n: int, m: int, seed: int = 0, spread: float 
 
 
 def oblique_config(config: ModelConfig, n: int, m: int) -> ModelConfig:
-    """What `save_model` has to be given with `to_oblique` of a model of this configuration, of the form `sphere`."""
-    if config.form != "sphere":
-        raise UserError(f"only the form 'sphere' becomes a form of ours, 'oblique'; {config.form!r} has other towers")
+    """What `save_model` has to be given with `to_oblique` of a model of this configuration.
+
+    Raises:
+        UserError: for the form `clip` of our sizes, whose towers have no name in open_clip, and for an oblique model.
+
+    Examples:
+        >>> from oblique_clip import model_config
+        >>> from oblique_clip.interop.surgery import oblique_config
+        >>> config = oblique_config(model_config("tiny", "sphere"), n=16, m=8)
+        >>> config.form, config.topology, config.arch.shared_attention
+        ('oblique', 'oblique(16,8)/inner', True)
+    """
+    if config.form != "sphere" and not (config.form == "clip" and config.open_clip):
+        raise UserError(
+            f"the form 'sphere' and open_clip's named models become the form 'oblique'; this one is {config.form!r}"
+        )
     distance = parse_topology(config.topology).distance
-    topology, arch = f"oblique({n},{m})/{distance}", replace(config.arch, shared_attention=True)
-    return replace(config, form="oblique", topology=topology, projection="per_token", arch=arch)
+    config = replace(config, form="oblique", topology=f"oblique({n},{m})/{distance}", projection="per_token")
+    return config if config.open_clip else replace(config, arch=replace(config.arch, shared_attention=True))
 
 
 def _temperature(old: Temperature, before: Topology, after: Topology) -> Temperature:
@@ -78,6 +101,7 @@ def _temperature(old: Temperature, before: Topology, after: Topology) -> Tempera
         new: Temperature = copy.deepcopy(old)
         new.initial, new.final = old.initial * factor, old.final * factor
         new.log_scale.add_(math.log(factor))
+        new.calibrated = None
         return new
     new = LearnedTemperature(1.0, old.maximum * factor)
     new.log_scale = nn.Parameter(old.log_scale.detach() + math.log(factor), old.log_scale.requires_grad)
@@ -159,12 +183,14 @@ class _ManyTokens(OpenClipImageTower):
         x = torch.cat([trunk.class_embedding.expand(len(patches), -1, -1), patches], 1) + trunk.positional_embedding
         return trunk.ln_pre(self.patch_drop(x))
 
+    def key_mask(self, x: Tensor) -> Tensor:
+        return one_share(x.new_ones(x.shape[:2], dtype=torch.bool), self.num_tokens)
+
     def forward(self, images: Tensor) -> Tensor:
         transformer = self.trunk.transformer
         x = self.embed(images)
         x = run_blocks(
-            transformer.resblocks, x, first_places(self.num_tokens),
-            key_mask=one_share(x.new_ones(x.shape[:2], dtype=torch.bool), self.num_tokens),
+            transformer.resblocks, x, first_places(self.num_tokens), key_mask=self.key_mask(x),
             checkpointing=transformer.grad_checkpointing,
         )  # fmt: skip
         return self.projection(self.trunk.ln_post(x))

@@ -1,0 +1,144 @@
+"""A hook of mkdocs: the README as the front page, a page a topic from docstrings, and the order of all pages.
+
+`PAGES` is the one list of public names. `tests/test_examples.py` runs the example of each.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+
+ROOT = Path(__file__).parents[1]
+# The theme stops at 61rem, where a line of code of 112 letters does not fit beside two columns of contents.
+WIDE = ".md-grid { max-width: 84rem; }\n"
+
+# Title of a page, the modules on it, and what is public in each, in the order of the page.
+PAGES: dict[str, dict[str, tuple[str, ...]]] = {
+    "Models": {
+        "oblique_clip.checkpoint": ("load", "Loaded", "save_model", "config_of", "data_of"),
+        "oblique_clip.model": ("create_model", "DualEncoder", "preprocess_of"),
+        "oblique_clip.temperature": ("make_temperature", "LearnedTemperature", "ScheduledTemperature"),
+        "oblique_clip.tokenizer": ("get_tokenizer", "TinyTokenizer", "build_tiny_vocabulary", "cut_to_longest"),
+        "oblique_clip.errors": ("UserError",),
+    },
+    "Settings": {
+        "oblique_clip.config": (
+            "model_config", "ModelConfig", "Architecture", "TemperatureConfig", "TrainConfig", "DataConfig",
+            "LossConfig", "OptimConfig", "to_json", "from_json", "write_json", "read_run_config", "check_ranges",
+        ),
+    },
+    "Topologies": {
+        "oblique_clip.topology": (
+            "parse_topology", "Topology", "ObliqueTopology", "SphereTopology", "EuclideanTopology", "LorentzTopology",
+        ),
+        "oblique_clip.manifold": ("Oblique", "normalize_rows", "row_angle"),
+    },
+    "Training": {
+        "oblique_clip.loss": ("info_nce", "sigmoid_loss"),
+        "oblique_clip.train": ("train",),
+        "oblique_clip.start": ("changed", "start_weights"),
+        "oblique_clip.logs": ("Log", "loggers_of"),
+        "oblique_clip.step": ("train_step",),
+        "oblique_clip.optim": ("Optimizer", "is_decayed"),
+        "oblique_clip.distill": ("open_teacher", "Teacher", "SoftTargets", "divergence"),
+    },
+    "Towers": {
+        "oblique_clip.towers": (
+            "make_image_tower", "ImageTower", "TextTower", "OpenClipImageTower", "OpenClipTextTower", "Tower",
+            "TokenProjection", "make_class_tokens",
+        ),
+        "oblique_clip.convnet": ("ConvTower",),
+        "oblique_clip.attention": ("token_attention", "rolled_out"),
+        "oblique_clip.explain": ("explain", "ExplainConfig", "sphere_shares"),
+    },
+    "Evaluation": {
+        "oblique_clip.evaluate.zeroshot": (
+            "classify", "calibrate", "build_classifier", "classification", "rank_figures",
+        ),
+        "oblique_clip.evaluate.retrieval": ("retrieval", "best_ranks", "group_matches"),
+        "oblique_clip.evaluate.calibration": (
+            "calibration", "confidences", "reliability", "calibration_error", "fit_temperature", "draw_reliability",
+        ),
+        "oblique_clip.evaluate.templates": ("prompts_of", "read_templates", "read_descriptions"),
+        "oblique_clip.evaluate.encode": ("encode_images", "encode_texts", "evaluating"),
+        "oblique_clip.evaluate.floors": ("thumbnails", "pixel_neighbour"),
+        "oblique_clip.evaluate.run": ("evaluate", "EvaluateConfig"),
+    },
+    "Few shots": {
+        "oblique_clip.adapt": (
+            "refine_prototypes", "linear_probe", "LinearProbe", "tip_adapter", "TipAdapter", "accuracies",
+        ),
+    },
+    "Embedding and search": {
+        "oblique_clip.embed": ("embed", "EmbedConfig", "to_vectors", "to_points", "fingerprint"),
+        "oblique_clip.search": (
+            "search", "SearchConfig", "read_stored", "Stored", "encode_queries", "nearest", "build_index",
+            "nearest_by_index", "recall",
+        ),
+    },
+    "Export": {
+        "oblique_clip.export": ("export", "ExportConfig", "describe_use", "export_image", "export_text"),
+    },
+    "Other libraries": {
+        "oblique_clip.interop.open_clip": ("load_open_clip", "from_open_clip", "to_open_clip", "OpenClipModel"),
+        "oblique_clip.interop.surgery": ("to_oblique", "oblique_config"),
+        "oblique_clip.interop.clip_mtob": ("load_clip_mtob", "BertTokenizer", "PostNormTextTower"),
+        "oblique_clip.interop.clip_benchmark": ("register", "load_model", "FlatEncoder", "zero_shot", "retrieval"),
+        "oblique_clip.interop.hub": ("save_pretrained", "from_pretrained", "push_to_hub"),
+    },
+    "Data": {
+        "oblique_clip.data.sources": ("open_training_data", "open_pairs", "is_shards"),
+        "oblique_clip.data.images": (
+            "decode_square", "Preprocess", "Augmentation", "TrainingPixels", "Side", "middle_square", "to_rgb",
+        ),
+        "oblique_clip.data.batches": (
+            "Batch", "MapBatches", "epoch_batches", "without_twins", "noise_permutation", "caption_key",
+            "caption_group", "prefetch",
+        ),
+        "oblique_clip.data.tables": ("open_table", "FilePairs"),
+        "oblique_clip.data.shards": ("expand_shards", "read_shards", "read_records", "Sample", "ShardBatches"),
+        "oblique_clip.data.folders": ("open_class_folder", "ClassPictures"),
+        "oblique_clip.data.captioned": ("CaptionedPictures", "of_pairs", "of_shards", "of_json"),
+        "oblique_clip.data.benchmarks": ("open_webdataset", "open_torchvision", "read_names", "read_lines"),
+        "oblique_clip.data.emoji": ("load_emoji", "EmojiSet", "Record", "concept_split", "cache_folder"),
+        "oblique_clip.data.splits": ("split_emoji", "EmojiSplits", "EmojiPairs"),
+    },
+}  # fmt: skip
+
+
+def on_config(config: MkDocsConfig) -> None:
+    folders = sorted(path.parent.name for path in Path(config.docs_dir).glob("*/README.md"))
+    config.nav = [
+        {"Home": "index.md"},
+        {"Reference": [{title: _address(title)} for title in PAGES]},
+        {"Evidence": [{name.replace("_", " "): f"{name}/README.md"} for name in folders]},
+    ]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    from mkdocs.structure.files import File
+
+    pages = {"index.md": _front_page(), "wide.css": WIDE, **{_address(title): _reference(title) for title in PAGES}}
+    for address, text in pages.items():
+        files.append(File.generated(config, address, content=text))
+    files.append(File.generated(config, "NOTICE.txt", abs_src_path=str(ROOT / "NOTICE")))
+    return files
+
+
+def _front_page() -> str:
+    """The README, its links as they are within the site."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return text.replace("](experiments/", "](").replace("](NOTICE)", "](NOTICE.txt)")
+
+
+def _reference(title: str) -> str:
+    modules = (f"::: {module}\n    options:\n      members: {list(names)}\n" for module, names in PAGES[title].items())
+    return "\n".join([f"# {title}\n", *modules])
+
+
+def _address(title: str) -> str:
+    return f"reference/{title.lower().replace(' ', '_')}.md"
