@@ -88,7 +88,7 @@ def test_tokens_that_share_the_attention_of_one_draw_no_more_than_one() -> None:
     shared = model_of(arch=dataclasses.replace(FOUR_BY_FOUR, shared_attention=True), projection="shared")
     weights = {name: value for name, value in one.visual.state_dict().items() if name.startswith("trunk.")}
     pos_embed = weights["trunk.pos_embed"]
-    weights["trunk.reg_token"] = weights["trunk.reg_token"].expand(1, M, -1)
+    weights["trunk.reg_token"] = weights["trunk.reg_token"].expand(M, -1)
     if pos_embed.shape[1] == 1 + 16:
         weights["trunk.pos_embed"] = torch.cat([pos_embed[:, :1].expand(1, M, -1), pos_embed[:, 1:]], 1)
     found = shared.visual.load_state_dict(weights, strict=False)
