@@ -43,7 +43,7 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "oblique_clip.start": ("changed", "start_weights"),
         "oblique_clip.logs": ("Log", "loggers_of"),
         "oblique_clip.step": ("train_step",),
-        "oblique_clip.optim": ("Optimizer", "is_decayed"),
+        "oblique_clip.optim": ("Optimizer", "decay_groups", "is_decayed"),
         "oblique_clip.distill": ("open_teacher", "Teacher", "SoftTargets", "divergence"),
     },
     "Towers": {

@@ -200,9 +200,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, caus
     mask = None if key_mask is None else key_mask[:, None, None, :]
     if mask is not None and mask.is_floating_point():
         mask = mask.to(q.dtype)
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         # torch's fused kernel for CPUs takes six times as long backward in bfloat16 as these two products, which in
-        # turn keep (B, heads, L, L) scores for it.
+        # turn keep (B, heads, L, L) scores for it. Without a backward pass too, so that micro-batches, which run
+        # forward once without a graph, see the same numbers both times.
         mixed = _attend_by_products(q, k, v, mask, causal)
     else:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)

@@ -12,6 +12,7 @@ from .bench.run import bench as run_bench
 from .checkpoint import config_of
 from .config import FORMS, SIZES, TrainConfig, model_config
 from .describe import DataCommand, describe
+from .device import keep_freed_memory
 from .embed import EmbedConfig
 from .embed import embed as run_embed
 from .errors import UserError
@@ -39,6 +40,7 @@ def train(args: list[str]) -> None:
         raise UserError(f"unknown form {form!r}; there is {', '.join(FORMS)}")
     base = config_of(source) if source else model_config(size or "tiny", form or "oblique")  # type: ignore[arg-type]
     config: TrainConfig = parse(TrainConfig, "oblique-clip train", args, TrainConfig(model=base))
+    keep_freed_memory()
     result = run_train(replace(config, model=changed(config.model, base)) if source else config)
     print_evaluation(result["evaluation"])
     print_skipped(result["skipped"])
@@ -54,6 +56,7 @@ def ablate(args: list[str]) -> None:
     config: AblateConfig = parse(AblateConfig, "oblique-clip ablate", args)
     if config.size not in SIZES:
         raise UserError(f"unknown size {config.size!r}; there is {', '.join(SIZES)}")
+    keep_freed_memory()
     run_ablate(replace(config, forms=tuple(dict.fromkeys(config.forms))))
 
 

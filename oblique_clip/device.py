@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import platform
 from importlib import metadata
@@ -43,7 +44,8 @@ def keep_freed_memory() -> None:
     """Have glibc keep what is freed for the next request, as torch does on a GPU.
 
     A training step on the CPU asks for the same gigabytes again and again; by default they go back to the system in
-    between, which hands them out anew, page by page and zeroed. Nothing happens under another C library.
+    between, which hands them out anew, page by page and zeroed. That holds for the rest of the process, so it is the
+    command line that asks for it, not the library. Nothing happens under another C library.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -51,6 +53,15 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(mmap_max, 0)
     libc.mallopt(trim_threshold, -1)
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the processor has instructions for products in bfloat16; elsewhere they are emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    info = Path("/proc/cpuinfo")
+    names = ("avx512_bf16", "amx_bf16", "bf16")  # the last is Arm's
+    return info.exists() and not set(names).isdisjoint(info.read_text().split())
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -63,7 +74,9 @@ def forget_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _LINUX_STATUS.exists():
-        Path("/proc/self/clear_refs").write_text("5")
+        # Where it cannot be written (some containers), the peak since the start of the process is what there is.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_mib(device: torch.device) -> float | None:
@@ -72,8 +85,8 @@ def peak_memory_mib(device: torch.device) -> float | None:
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     if not _LINUX_STATUS.exists():
         return None
-    line = next(line for line in _LINUX_STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-    return round(int(line.split()[1]) / 1024, 1)
+    line = next((line for line in _LINUX_STATUS.read_text().splitlines() if line.startswith("VmHWM")), None)
+    return None if line is None else round(int(line.split()[1]) / 1024, 1)
 
 
 def versions() -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import geoopt
@@ -27,6 +27,25 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
         ['visual.trunk.reg_token', 'visual.trunk.pos_embed', 'text.class_tokens', 'text.positional_embedding']
     """
     return parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in NO_DECAY
+
+
+def decay_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+    """Named parameters as AdamW's two groups: those that `is_decayed` tells, and the rest.
+
+    Examples:
+        >>> from oblique_clip import create_model, model_config
+        >>> from oblique_clip.optim import decay_groups
+        >>> model = create_model(model_config("tiny", "clip"))
+        >>> [(len(group["params"]), group["weight_decay"]) for group in decay_groups(model.named_parameters(), 0.1)]
+        [(40, 0.1), (77, 0.0)]
+    """
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": weight_decay},
+        {"params": [], "weight_decay": 0.0},
+    ]
+    for name, parameter in named:
+        groups[0 if is_decayed(name, parameter) else 1]["params"].append(parameter)
+    return groups
 
 
 class Optimizer:
@@ -63,10 +82,7 @@ class Optimizer:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         points = [p for _, p in named if isinstance(p, geoopt.ManifoldParameter)]
         free = [(name, p) for name, p in named if not isinstance(p, geoopt.ManifoldParameter)]
-        groups = [
-            {"params": [p for name, p in free if is_decayed(name, p)], "weight_decay": config.weight_decay},
-            {"params": [p for name, p in free if not is_decayed(name, p)], "weight_decay": 0.0},
-        ]
+        groups = decay_groups(free, config.weight_decay)
         betas = (0.9, config.beta2)
         self._parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, config.lr, betas, 1e-6, fused=True)]
         if points:

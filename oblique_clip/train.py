@@ -25,7 +25,7 @@ from .config import DataConfig, OptimConfig, TrainConfig, check_ranges, to_json,
 from .data.batches import Batch, MapBatches, TrainingData, prefetch
 from .data.images import Augmentation, Preprocess, TrainingPixels
 from .data.sources import open_training_data
-from .device import forget_peak_memory, keep_freed_memory, peak_memory_mib, pick_device, send, versions
+from .device import forget_peak_memory, peak_memory_mib, pick_device, send, versions
 from .distill import SoftTargets, Teacher, open_teacher, refuse_seen
 from .errors import UserError
 from .evaluate.calibration import FITTED
@@ -38,8 +38,8 @@ from .start import start_weights
 from .step import train_step
 
 VALIDATIONS = 10
-# Rows of the similarity matrix that are held at once, so that logging takes less memory than the loss.
-ROWS = 1024
+# Numbers of a similarity matrix that logging holds at once: as many as a tile of the loss on the CPU.
+HELD = 2**20
 
 
 def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
@@ -91,8 +91,6 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
     steps = total_steps(config.optim, data)
     if (config.out / "result.json").exists():
         raise UserError(f"{config.out} holds a finished run; name another --out or remove it")
-    if device.type == "cpu":
-        keep_freed_memory()
     torch.manual_seed(config.seed)
     model = create_model(config.model, config.loss.loss).to(device)
     if config.start_from:
@@ -174,17 +172,25 @@ class _Loop:
     last: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     _busy: float = 0.0
+    _since: float = field(default_factory=time.perf_counter)
     _images: int = 0
 
     def rate(self) -> float:
-        """Pairs a second, of training alone."""
+        """Pairs a second, of training and of waiting for its data; validation is left out."""
         return self._images / max(self._busy, 1e-9)
+
+    def _count_time(self, training: bool) -> None:
+        """Add the time since the last call to that of training, waiting for data included, or leave it out."""
+        now = time.perf_counter()
+        self._busy += (now - self._since) * training
+        self._since = now
 
     def run(self, quiet: bool) -> None:
         with Log(self.config) as log, _progress_bar(self.steps, str(self.config.out), quiet) as show:
             batches = self.data.batches()
             if self.device.type == "cuda":
                 batches = map(Batch.pinned, batches)
+            self._count_time(training=False)
             for batch in prefetch(batches):
                 self._one(batch, log, show)
                 if batch.step + 1 == self.steps:
@@ -194,7 +200,6 @@ class _Loop:
             self._save(BEST)
 
     def _one(self, batch: Batch, log: Log, show: Callable[..., None]) -> None:
-        began = time.perf_counter()
         done, model, optim = batch.step + 1, self.loaded.model, self.config.optim
         soft = self._soft_targets(batch)
         loss, image_points, text_points = train_step(
@@ -220,13 +225,14 @@ class _Loop:
             if not math.isfinite(self.last["loss"]):
                 raise UserError(f"the loss is {self.last['loss']} at step {done}: the run diverged; try a lower --lr")
             self.last |= similarity_figures(model, image_points, text_points)
-        self._busy += time.perf_counter() - began
+        self._count_time(training=True)
         if logged:
             log({"step": done, **self.last, "images_per_second": self.rate(), "seconds": self._busy})
         show(done, self.last, self.rate())
         every = self.config.eval_every or max(1, self.steps // VALIDATIONS)
         if done % every == 0 or done == self.steps:
             self._validate(done, log)
+            self._count_time(training=False)
 
     def _soft_targets(self, batch: Batch) -> SoftTargets | None:
         """What the teacher says of a batch in the student's own view of it, at the teacher's size."""
@@ -261,8 +267,9 @@ def similarity_figures(model: DualEncoder, image_points: Tensor, text_points: Te
     """Mean similarity of pairs and of all others in a batch, and the margin between the two."""
     count, pairs, everything = len(image_points), image_points.new_zeros(()), image_points.new_zeros(())
     with evaluating(model):
-        for start in range(0, count, ROWS):
-            similarity = model.topology.similarity(image_points[start : start + ROWS], text_points)
+        rows = max(1, HELD // (count * model.topology.held_a_pair))
+        for start in range(0, count, rows):
+            similarity = model.topology.similarity(image_points[start : start + rows], text_points)
             pairs = pairs + similarity.diagonal(start).sum()
             everything = everything + similarity.sum()
         others = (everything - pairs) / (count * (count - 1))

@@ -1,10 +1,13 @@
 """What the bench promises: each rival alone, ratios the right way round, memory that is really taken, all in JSON."""
 
+import importlib
 import json
 import os
 import platform
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ import torch
 from oblique_clip.bench.measure import (
     BenchConfig,
     Rival,
+    RivalDied,
     Row,
     Task,
     apart,
@@ -21,9 +25,10 @@ from oblique_clip.bench.measure import (
     race,
 )
 from oblique_clip.bench.run import SUITES, bench
-from oblique_clip.bench.step import Pairs, open_clip_model, same_step, their_step
+from oblique_clip.bench.step import Captions, Pairs, open_clip_model, same_step, their_step
 from oblique_clip.device import keep_freed_memory
 from oblique_clip.errors import UserError
+from oblique_clip.evaluate.zeroshot import build_classifier
 
 CPU = torch.device("cpu")
 SAME_LOSS = 1e-4
@@ -106,11 +111,13 @@ def test_the_reference_with_a_shorter_context_is_the_reference() -> None:
         assert torch.allclose(cut.encode_text(ids, normalize=True), expected, atol=1e-6)
 
 
-def test_our_step_has_the_losses_of_open_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("captions", ["name", "full"])
+def test_our_step_has_the_losses_of_open_clips(captions: Captions, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps of eight pairs; the bench compares twenty of 128."""
     monkeypatch.setattr("oblique_clip.bench.step.BATCH", 8)
     monkeypatch.setattr("oblique_clip.bench.step.STEPS", 3)
-    pairs = Pairs("name")
+    pairs = Pairs(captions)
+    assert captions == "name" or all((batch.ids[:, -1] == batch.ids.amax(1)).all() for batch in pairs.batches)
     monkeypatch.setattr("oblique_clip.bench.step.shipped", lambda captions: pairs)
     steps = [same_step(CPU), their_step(CPU), their_step(CPU, context=pairs.longest)]
     for _ in range(3):
@@ -124,14 +131,79 @@ def test_a_run_writes_every_figure_and_the_machine(tmp_path: Path, capsys: pytes
     report = json.loads(path.read_text())
     printed = capsys.readouterr().out
     assert report["machine"]["versions"]["torch"] in printed
+    assert report["command"].startswith("oblique-clip") and report["settings"]["rounds"] == 1
     assert report["rows"] and {row["suite"] for row in report["rows"]} == {"start"}
     assert all(row["runs"] for row in report["rows"])
     assert all(f"{row['ratio']:.3g}" in printed for row in report["rows"])
 
 
-def test_every_suite_is_there_and_others_are_refused() -> None:
-    import importlib
+def dying() -> Task:
+    return lambda: os._exit(1)
 
+
+def test_a_rival_that_dies_is_named_and_the_rest_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RivalDied, match="the process of 'peer' has died"):
+        race({"peer": Rival(dying)}, 1, CPU)
+    with pytest.raises(RivalDied, match="the process of _exit has died"):
+        apart(os._exit, 1)
+
+    def no_memory(config: BenchConfig, device: torch.device) -> list[Row]:
+        raise RivalDied("the process of 'peer' has died")
+
+    monkeypatch.setattr("oblique_clip.bench.loss.rows", no_memory)
+    report = bench(BenchConfig(only=("loss", "start"), rounds=1, json=str(tmp_path / "bench.json")))
+    assert report["left_out"] == {"loss": "the process of 'peer' has died"}
+    assert {row["suite"] for row in report["rows"]} == {"start"}
+    assert "left out: the process of 'peer' has died" in capsys.readouterr().out
+
+
+def race_here(rivals: dict[str, Rival], rounds: int, device: torch.device) -> tuple[dict[str, list[float]], None]:
+    return interleaved({name: rival.make(*rival.args) for name, rival in rivals.items()}, rounds, device), None
+
+
+SMALL = {
+    "loss": {"BATCH": 256, "GEODESIC": ("oblique(4,4)/geodesic", 64, 1.0, "cosines", 2048)},
+    "micro": {"WHOLE": 16, "MICRO": 8},
+    "optimizer": {"STEPS": {"tiny": 2}},
+    "classifier": {"PART": 2},
+    "retrieval": {"TIMED": 64, "LARGE": 64},
+}
+"""Sizes at which a suite takes seconds: its figures mean nothing, but which way round they are does."""
+
+
+@pytest.mark.parametrize("suite", SMALL)
+def test_the_ratio_of_a_row_is_told_the_way_its_aim_asks(suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(f"oblique_clip.bench.{suite}")
+    for name, value in SMALL[suite].items():
+        monkeypatch.setattr(module, name, value)
+    # That each has a process of its own is tested above, and takes seconds to start.
+    monkeypatch.setattr(module, "apart", lambda function, *args: function(*args), raising=False)
+    monkeypatch.setattr(module, "race", race_here, raising=False)
+    found = module.rows(BenchConfig(rounds=1, threads=1), CPU)
+    assert found
+    for row in found:
+        assert row.suite == suite
+        cost = row.aim.startswith("<=") or "a micro-batch and the points" in row.peer_name
+        bound = row.note.startswith("the ratio is ours over the limit")
+        peer = 2048.0 if bound else row.peer
+        assert row.ratio == pytest.approx(row.ours / peer if cost else row.peer / row.ours)
+
+
+def test_classifiers_that_differ_reach_no_aim(monkeypatch: pytest.MonkeyPatch) -> None:
+    from oblique_clip.bench import classifier
+
+    def other(*args: Any, **options: Any) -> torch.Tensor:
+        return build_classifier(*args, **options).flip(0)
+
+    monkeypatch.setattr(classifier, "PART", 2)
+    monkeypatch.setattr(classifier, "build_classifier", other)
+    for row in classifier.rows(BenchConfig(rounds=1), CPU):
+        assert not row.holds and not Row(**{**asdict(row), "aim": ">= 0"}).reached
+
+
+def test_every_suite_is_there_and_others_are_refused() -> None:
     for name in SUITES:
         assert callable(importlib.import_module(f"oblique_clip.bench.{name}").rows)
     with pytest.raises(UserError, match="unknown suite 'stepp'; there is step"):

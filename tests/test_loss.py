@@ -3,16 +3,13 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import relative_error
+from conftest import LargestTensor, relative_error
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import oblique_clip.loss
@@ -345,19 +342,6 @@ def test_autocast_changes_no_number(name: str, groups: list[int] | None, tile: i
     with torch.autocast("cpu", torch.bfloat16):
         found = value_and_gradients(loss, points, topology, SCALE)
     assert all(torch.equal(ours, expected) for ours, expected in zip(found, plain, strict=True))
-
-
-class LargestTensor(TorchDispatchMode):
-    """Watches for the most numbers that any tensor made under it holds."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.numbers = max(self.numbers, leaf.untyped_storage().nbytes() // leaf.element_size())
-        return out
 
 
 @pytest.mark.parametrize("grouped", [False, True], ids=["index", "groups"])

@@ -26,6 +26,8 @@ PAIRS = 10
 SIZES = (1, 4, 5, 9)
 """Of micro-batches; two of them do not divide the batch, which leaves a single pair at the end."""
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
+BF16 = 2e-2
+"""A few roundings of bfloat16."""
 TOPOLOGIES = {
     "clip": ("clip", "sphere(32)"),
     "sphere": ("sphere", "sphere(32)"),
@@ -143,6 +145,19 @@ def test_both_runs_of_a_tower_take_autocast() -> None:
     _, image_points, _ = train_step(model, images, ids, None, "info_nce", "bf16", 4)
     assert image_points.dtype == torch.float32
     assert seen == [(False, torch.bfloat16)] * 6 + [(True, torch.bfloat16)] * 6
+
+
+def test_in_bfloat16_the_second_run_gives_the_points_of_the_first() -> None:
+    """Gradients are those at the points that the loss has seen, and both are the whole batch's up to rounding."""
+    model, (images, ids, _) = build("oblique"), make_batch()
+    seen: dict[bool, list[Tensor]] = {False: [], True: []}
+    model.visual.register_forward_hook(lambda _, __, out: seen[torch.is_grad_enabled()].append(out.detach()))
+    train_step(model, images, ids, None, "info_nce", "bf16", 4)
+    parts = gradients(model)
+    assert all(torch.equal(*pair) for pair in zip(seen[False], seen[True], strict=True))
+    model.zero_grad(set_to_none=True)
+    train_step(model, images, ids, None, "info_nce", "bf16")
+    assert_same(parts, gradients(model), BF16)
 
 
 def test_a_frozen_tower_stays_without_gradient() -> None:

@@ -1,7 +1,7 @@
 """What the towers promise: tokens of their own, no trace of padding, exact blocks, and freezing as told."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import geoopt
 import pytest
@@ -77,10 +77,32 @@ def input_of(tower: nn.Module) -> Tensor:
     return images() if isinstance(tower, ImageTower | OpenClipImageTower) else captions(3, 5, 1, width=9)
 
 
+def assert_same_gradients(found: Tensor, expected: Tensor, parameters: Iterable[nn.Parameter]) -> None:
+    """And the same values."""
+    inputs = list(parameters)
+    assert relative_error(found, expected) < SAME
+    for own, theirs in zip(gradients(found, *inputs), gradients(expected, *inputs), strict=True):
+        assert relative_error(own, theirs) < SAME
+
+
 def test_the_causal_tower_is_open_clips_own_at_full_context() -> None:
     tower = OpenClipTextTower(TINY, VOCABULARY, N * M).double()
     ids = captions(3, 15, 1, width=TINY.context_length)
-    assert relative_error(tower(ids).squeeze(1), tower.trunk(ids)) < SAME
+    assert_same_gradients(tower(ids).squeeze(1), tower.trunk(ids), tower.parameters())
+
+
+def test_the_bidirectional_tower_is_its_blocks_over_the_whole_padded_batch() -> None:
+    """Nothing packed, every block run everywhere, and open_clip's own forward under a mask written out."""
+    tower = text_tower()
+    ids = captions(3, 15, 1, width=TINY.context_length)
+    x = torch.cat([tower.class_tokens.expand(len(ids), -1, -1), tower.token_embedding(ids)], 1)
+    lengths = M + torch.tensor([[4], [16], [2]])
+    written = torch.zeros(len(ids), 1, x.shape[1], dtype=torch.float64)
+    written.masked_fill_((torch.arange(x.shape[1]) >= lengths)[:, None], -torch.inf)
+    mask = written.expand(-1, x.shape[1], -1).repeat_interleave(TINY.text_heads, 0)
+    whole = tower.transformer(x + tower.positional_embedding, attn_mask=mask)
+    expected = tower.projection(tower.ln_final(whole)[:, :M])
+    assert_same_gradients(tower(ids), expected, tower.parameters())
 
 
 @pytest.mark.parametrize("kind", ["text", "open_clip text"])
@@ -352,21 +374,15 @@ def test_patch_dropout_leaves_tokens_and_a_share_of_the_patches_in_training_alon
     assert seen == [16 + tokens, 4 + tokens, 4 + tokens]
 
 
-@torch.no_grad()
 @pytest.mark.parametrize(
     "name", ["vit_base_patch16_clip_224", "deit3_small_patch16_224", "vit_base_patch16_siglip_224"]
 )
 def test_the_image_tower_is_timms_own_forward_at_its_tokens(name: str) -> None:
     tower = ImageTower(dataclasses.replace(TINY, timm_name=name), N, M).double()
     batch = images()
-    assert relative_error(tower.tokens(batch), tower.trunk.forward_features(batch)[:, :M]) < SAME
+    assert_same_gradients(tower.tokens(batch), tower.trunk.forward_features(batch)[:, :M], tower.trunk.parameters())
 
 
 def test_open_clips_image_tower_is_its_own_forward_with_its_gradients() -> None:
     tower, batch = OpenClipImageTower(TINY, N * M).double(), images()
-    found, expected = tower(batch).squeeze(1), tower.trunk(batch)
-    assert relative_error(found, expected) < SAME
-    for own, theirs in zip(
-        gradients(found, *tower.parameters()), gradients(expected, *tower.parameters()), strict=True
-    ):
-        assert relative_error(own, theirs) < SAME
+    assert_same_gradients(tower(batch).squeeze(1), tower.trunk(batch), tower.parameters())

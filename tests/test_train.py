@@ -10,6 +10,7 @@ import geoopt
 import numpy as np
 import pytest
 import torch
+from conftest import LargestTensor
 
 from oblique_clip import create_model, load, model_config
 from oblique_clip.ablate import AblateConfig, ablate
@@ -93,9 +94,19 @@ def test_similarities_are_averaged_block_by_block(monkeypatch: pytest.MonkeyPatc
     others = dense[~torch.eye(10, dtype=torch.bool)].mean()
     expected = {"positive": dense.diagonal().mean().item(), "negative": others.item()}
     expected["margin"] = expected["positive"] - expected["negative"]
-    for rows in (1, 4, 10, 1024):
-        monkeypatch.setattr("oblique_clip.train.ROWS", rows)
+    for held in (1, 40, 100, 1024):
+        monkeypatch.setattr("oblique_clip.train.HELD", held)
         assert similarity_figures(model, images, texts) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("spec", ["oblique(2,8)", "oblique(2,8)/geodesic"])
+def test_logging_holds_no_more_than_a_tile_of_similarities(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_model(small(topology=spec, embed_dim=16))
+    images, texts = model.topology.project(torch.randn(2, 256, 8, 2))
+    monkeypatch.setattr("oblique_clip.train.HELD", 8192)
+    with LargestTensor() as largest:
+        similarity_figures(model, images, texts)
+    assert largest.numbers <= max(8192, images.numel())
 
 
 def test_the_pixel_floor_of_a_run_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from ..evaluate.zeroshot import build_classifier
 from ..interop.open_clip import from_open_clip
 from ..tokenizer import get_tokenizer
 from .measure import BenchConfig, Row, Task, faster, interleaved
+from .step import CONTEXT, open_clip_model
 
 Builder = Callable[[list[str]], Tensor]
 
@@ -51,7 +51,7 @@ def builders_of(device: torch.device) -> dict[str, Builder]:
     """Class names to weights (512, K), of each library installed here; one text tower for all."""
     import open_clip
 
-    peer, tokenizer = _model().to(device).eval(), get_tokenizer("clip", 77)
+    peer, tokenizer = open_clip_model().to(device).eval(), get_tokenizer("clip", CONTEXT)
     model = from_open_clip(peer).to(device).eval()
     templates = open_clip.OPENAI_IMAGENET_TEMPLATES
     builders: dict[str, Builder] = {
@@ -75,18 +75,9 @@ def builders_of(device: torch.device) -> dict[str, Builder]:
     return {**builders, "CLIP_benchmark": clip_benchmarks}
 
 
-def _model() -> Any:
-    import open_clip
-
-    vision = {"image_size": 64, "patch_size": 8, "width": 192, "layers": 6, "head_width": 64}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 192, "heads": 3, "layers": 6}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return open_clip.CLIP(512, vision, text)
-
-
 def _row(what: str, runs: dict[str, list[float]], peer: str, weights: dict[str, Tensor], aim: str) -> Row:
     ours, theirs = (weights[name].double() for name in ("ours", peer))
     difference = float((ours - theirs).norm() / theirs.norm())
-    note = f"weights differ from {peer}'s by {difference:.1e} (aim {TOLERANCE:.0e})"
+    once = "; one run" if len(runs[peer]) == 1 else ""
+    note = f"weights differ from {peer}'s by {difference:.1e} (aim {TOLERANCE:.0e}){once}"
     return faster("classifier", what, runs, peer, aim, note, difference <= TOLERANCE)

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -31,9 +32,10 @@ class BenchConfig:
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
     rounds: int = 5
-    """Interleaved runs of each rival; the median counts."""
+    """Interleaved runs of each rival; the median counts. (20 of the step in float32, whose losses are compared; one of
+    a full classifier.)"""
     full: bool = False
-    """Full sizes where the usual run takes a part (zero-shot classifier, loss of 65,536 pairs)."""
+    """Full sizes where the usual run takes a part (zero-shot classifier, loss of 65,536 pairs), and --compile."""
     json: str | None = None
     """File for every figure, every single run, and the machine."""
 
@@ -134,16 +136,14 @@ def race(
         lines = {name: stack.enter_context(_process(rival, device)) for name, rival in rivals.items()}
         values: dict[str, list[float]] = {name: [] for name in rivals}
         seconds: dict[str, list[float]] = {name: [] for name in rivals}
-        for line in lines.values():
-            _answer(line)
+        for name, line in lines.items():
+            _answer(line, name)
             for _ in range(warmup):
-                line.send("go")
-                _answer(line)
+                _run(line, name)
         names = list(rivals)
         for turn in range(rounds):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                lines[name].send("go")
-                taken, value = _answer(lines[name])
+                taken, value = _run(lines[name], name)
                 seconds[name].append(taken)
                 values[name].append(value)
     return seconds, values
@@ -177,18 +177,37 @@ def _serve(line: Connection, rival: Rival, device: torch.device, threads: int) -
         line.send((taken, float(result.pop())))
 
 
-def _answer(line: Connection) -> tuple[float, float]:
+class RivalDied(RuntimeError):
+    """A measured process has ended by itself: by an error, or for want of memory."""
+
+
+def _run(line: Connection, name: str) -> tuple[float, float]:
+    try:
+        line.send("go")
+    except OSError as error:
+        raise RivalDied(f"the process of {name!r} has died") from error
+    return _answer(line, name)
+
+
+def _answer(line: Connection, name: str) -> tuple[float, float]:
     try:
         taken, value = line.recv()
-    except EOFError as error:
-        raise RuntimeError("a measured process has died; what it said stands above") from error
+    except (EOFError, OSError) as error:
+        raise RivalDied(f"the process of {name!r} has died") from error
     return taken, value
 
 
 def apart(function: Callable[..., Any], *args: Any) -> Any:
-    """`function(*args)` in a fresh process; both must be importable by name and can be pickled."""
+    """`function(*args)` in a fresh process; both must be importable by name and can be pickled.
+
+    Raises:
+        RivalDied: where that process ends before it has an answer.
+    """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
+        try:
+            return pool.submit(function, *args).result()
+        except BrokenProcessPool as error:
+            raise RivalDied(f"the process of {function.__name__} has died") from error
 
 
 def extra_memory_mib(task: Task, device: torch.device) -> float:

@@ -18,13 +18,16 @@ SIDE = 2048
 KINDS = {
     "linear layers": ("aten::mm", "aten::addmm", "aten::mkldnn_conv", "aten::conv"),
     # On the CPU attention is two batched products in bf16, and torch's fused kernel in float32.
-    "attention": ("aten::_scaled_dot_product", "aten::_softmax", "aten::bmm", "aten::baddbmm"),
+    "attention": (
+        "aten::_scaled_dot_product", "aten::_flash_attention", "aten::_efficient_attention", "aten::_cudnn_attention",
+        "aten::_softmax", "aten::bmm", "aten::baddbmm",
+    ),
     "GELU": ("aten::gelu",),
     "layer norm": ("aten::native_layer_norm",),
     "copies and casts": ("aten::copy_", "aten::cat", "aten::stack", "aten::fill_", "aten::zero_", "aten::index"),
     "sums": ("aten::add", "aten::sum", "aten::mul", "aten::div"),
     "optimiser": ("aten::_fused_adam",),
-}
+}  # fmt: skip
 
 
 def rows(config: BenchConfig, device: torch.device) -> list[Row]:

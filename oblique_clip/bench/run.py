@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib
 import os
 import platform
 import re
+import sys
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -13,10 +15,10 @@ from typing import Any
 
 import torch
 
-from ..config import check_ranges, write_json
+from ..config import check_ranges, to_json, write_json
 from ..device import pick_device, versions
 from ..errors import UserError
-from .measure import BenchConfig, Row
+from .measure import BenchConfig, RivalDied, Row
 
 # Suite: what it measures. Each is a module beside this one with `rows(config, device) -> list[Row]`.
 SUITES = {
@@ -51,19 +53,35 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     if config.threads:
         torch.set_num_threads(config.threads)
-    report: dict[str, Any] = {"format_version": 1, "machine": machine(device), "rows": []}
+    report: dict[str, Any] = {
+        "format_version": 1,
+        "command": " ".join(["oblique-clip", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "settings": to_json(config),
+        "machine": machine(device),
+        "left_out": {},
+        "rows": [],
+    }
+    _keep(report, config)
     rows: list[Row] = []
     for name in config.only or SUITES:
         print(f"{name}: {SUITES[name]} ...", flush=True)
-        rows += importlib.import_module(f".{name}", __package__).rows(config, device)
+        try:
+            rows += importlib.import_module(f".{name}", __package__).rows(config, device)
+        except (RivalDied, torch.OutOfMemoryError) as error:
+            print(f"  left out: {' '.join(str(error).split())}", flush=True)
+            report["left_out"][name] = str(error)
         report["rows"] = [{**asdict(row), "reached": row.reached} for row in rows]
-        # Written after every suite: an interrupted bench keeps what it has measured.
-        if config.json is not None:
-            path = Path(config.json)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, report)
+        _keep(report, config)
     print_rows(rows, report["machine"])
     return report
+
+
+def _keep(report: dict[str, Any], config: BenchConfig) -> None:
+    """Written before the first suite, to tell at once where that cannot be, and after each, lest the next fail."""
+    if config.json is not None:
+        Path(config.json).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(config.json), report)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -259,8 +259,10 @@ class TrainingPixels:
         return len(self.squares)
 
     def __getitem__(self, part: slice) -> Tensor:
-        squares = send(self.squares[part], self.device)
         if self.draws is None:
-            return self.preprocess.batch(squares)
-        draws = send(self.draws[part], self.device)
-        return self.preprocess.normalize(Augmentation()(squares, int(self.preprocess.image_size), draws))
+            return self.preprocess.batch(send(self.squares[part], self.device))
+        # torch before 2.11 cannot pad a sampled grid by its border on Apple's GPUs (pytorch issue 125098).
+        place = torch.device("cpu") if self.device.type == "mps" else self.device
+        squares, draws = send(self.squares[part], place), send(self.draws[part], place)
+        pixels = Augmentation()(squares, int(self.preprocess.image_size), draws)
+        return self.preprocess.normalize(send(pixels, self.device))

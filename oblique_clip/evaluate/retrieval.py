@@ -50,7 +50,7 @@ def retrieval(
         'text_to_image_chance_r@1': 0.5}
     """
     figures: dict[str, float] = {}
-    matches = matches.unique(dim=0)
+    matches = matches.to(image_points.device).unique(dim=0)
     sides = {
         "image_to_text": (image_points, text_points, matches),
         "text_to_image": (text_points, image_points, matches.flip(1)),
@@ -59,7 +59,7 @@ def retrieval(
         ranks = best_ranks(queries, candidates, pairs, topology, chunk)
         count = torch.bincount(pairs[:, 0], minlength=len(queries))
         for k in ks:
-            figures[f"{name}_r@{k}"] = ((ranks < k) & (count > 0)).double().mean().item()
+            figures[f"{name}_r@{k}"] = ((ranks < k) & (count > 0)).cpu().double().mean().item()
             figures[f"{name}_chance_r@{k}"] = _chance(count, len(candidates), k)
     return figures
 
@@ -122,6 +122,7 @@ def group_matches(image_groups: Tensor, text_groups: Tensor) -> Tensor:
 
 def _chance(matches: Tensor, candidates: int, k: int) -> float:
     """Expected recall@k of a random order: 1 - C(n - p, k) / C(n, k) for p matches among n."""
+    matches = matches.cpu()  # float64, which not every device has
     miss = torch.ones(len(matches), dtype=torch.float64)
     for i in range(min(k, candidates)):
         miss *= (candidates - matches - i).clamp(min=0).double() / (candidates - i)
