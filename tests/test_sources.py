@@ -253,7 +253,7 @@ def test_flaws_of_samples_are_counted_by_cause(tmp_path: Path) -> None:
     pairs, skipped = read_all(str(tmp_path / "flawed.tar"))
     assert pairs == [(1, "one"), (4, "four"), (6, "six"), (7, "seven")]
     assert skipped == {
-        "unreadable image": 1, "no caption": 6, "empty caption": 1, "caption not UTF-8": 2, "no image": 2,
+        "truncated image": 1, "no caption": 6, "empty caption": 1, "caption not UTF-8": 2, "no image": 2,
     }  # fmt: skip
 
 

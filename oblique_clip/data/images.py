@@ -135,7 +135,7 @@ def _read(source: bytes | Path) -> Image.Image:
 def _cause(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "missing image"
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return "image too large"
     # Pillow has no exception of its own for it.
     return "truncated image" if "truncated" in str(error).lower() else "unreadable image"
