@@ -22,7 +22,7 @@ VERBS = {
     "embed": "encode pictures once, into a Parquet file of vectors",
     "search": "find the stored pictures most similar to a text or a picture",
     "export": "write both towers as ONNX or torch.export files",
-    "data": "describe a data set and show some of its pairs",
+    "data": "describe a data set and show some of its pairs; `data check PATH` reads it to its end",
     "bench": "measure speed and memory against the peers installed here",
 }
 USAGE = f"""\

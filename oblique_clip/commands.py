@@ -9,6 +9,7 @@ from .ablate import AblateConfig
 from .ablate import ablate as run_ablate
 from .bench.measure import BenchConfig
 from .bench.run import bench as run_bench
+from .check import CheckCommand, check
 from .checkpoint import config_of
 from .config import FORMS, SIZES, TrainConfig, model_config
 from .describe import DataCommand, describe
@@ -87,7 +88,10 @@ def export(args: list[str]) -> None:
 
 
 def data(args: list[str]) -> None:
-    describe(parse(DataCommand, "oblique-clip data", args))
+    if args[:1] == ["check"]:
+        check(parse(CheckCommand, "oblique-clip data check", args[1:]))
+    else:
+        describe(parse(DataCommand, "oblique-clip data", args))
 
 
 def bench(args: list[str]) -> None:

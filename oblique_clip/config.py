@@ -136,9 +136,11 @@ class DataConfig:
     data: str = "emoji"
     """`emoji` (the shipped set), WebDataset shards ("shards/x-{000..012}.tar"), or a CSV, TSV or Parquet file."""
     image_column: str = "image"
-    """Column with the image path (CSV, TSV, Parquet); relative paths start at the file's folder."""
+    """Column with the image path (CSV, TSV, Parquet)."""
     caption_column: str = "caption"
     """Column with the caption (CSV, TSV, Parquet)."""
+    image_root: Path | None = None
+    """Folder that image paths start at and may not lead out of; the folder of the table where it is not given."""
     captions: Literal["name", "keywords", "mixed"] = "name"
     """For the shipped set: the CLDR name, the name with its keywords, or either at random."""
     test_families: tuple[str, ...] = ("emoji-fluent",)
@@ -154,7 +156,9 @@ class DataConfig:
     augment: bool = True
     """Random resized crop, small rotation and colour jitter; never a flip."""
     workers: int = 2
-    """Threads that decode the files of a table (shards are decoded as they are read, the shipped set once for all)."""
+    """Threads that decode the pictures of a table or of shards (the shipped set is decoded once for all)."""
+    max_bad_fraction: float = 0.05
+    """Share of samples that may be lost before a run stops, from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -355,7 +359,7 @@ RANGES: dict[str, str] = {
     **dict.fromkeys(("context_length", "batch_size"), "[2, inf)"),
     **dict.fromkeys(("epochs", "lr", "point_lr", "init_scale", "final_scale", "distill_temperature"), "(0, inf)"),
     **dict.fromkeys(("weight_decay", "clip_grad", "seed", "threads", "eval_every"), "[0, inf)"),
-    **dict.fromkeys(("caption_noise", "warmup", "distill_weight"), "[0, 1]"),
+    **dict.fromkeys(("caption_noise", "warmup", "distill_weight", "max_bad_fraction"), "[0, 1]"),
     "micro_batch": "[1, inf)",
     **dict.fromkeys(("beta2", "patch_dropout"), "[0, 1)"),
     "max_scale": "(0, inf]",

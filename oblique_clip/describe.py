@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .config import DataConfig
 from .data.emoji import load_emoji
+from .data.faults import Lost
 from .data.shards import expand_shards, read_shards
 from .data.sources import is_shards, open_pairs
 from .data.splits import split_emoji
@@ -74,7 +75,7 @@ def _sample(command: DataCommand) -> tuple[Tensor, list[str], Counter[str]]:
     if command.show < 0:
         raise UserError(f"--show must be at least 0, not {command.show}")
     if is_shards(config.data):
-        skipped: Counter[str] = Counter()
+        skipped = Lost()
         samples = list(islice(read_shards(expand_shards(config.data), SIDE, skipped), command.show))
         squares = [sample.square for sample in samples]
         return torch.stack(squares) if squares else torch.empty(0), [sample.caption for sample in samples], skipped

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from .checkpoint import Loaded, data_of, home_of, load
 from .config import DataConfig, check_ranges
 from .data.emoji import EmojiSet, load_emoji
+from .data.faults import BadSample, Lost, cause_of
 from .data.folders import SUFFIXES as PICTURES
 from .data.images import READ_ERRORS, decode_square
-from .data.shards import PICTURES as PICTURE_KEYS
-from .data.shards import expand_shards, read_records
+from .data.shards import caption_of, expand_shards, name_of, picture_of, read_records
 from .data.sources import is_shards
 from .data.splits import split_emoji
 from .data.tables import SUFFIXES as TABLES
@@ -68,6 +68,8 @@ class EmbedConfig:
     """Column with the image path (table)."""
     caption_column: str = "caption"
     """Column with the caption (table)."""
+    image_root: Path | None = None
+    """Folder that image paths start at and may not lead out of (table; default: its own)."""
     workers: int = 2
     """Threads that decode the files of a folder or a table."""
     device: str = "auto"
@@ -107,7 +109,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
     import_arrow()
     check_ranges(config)
     loaded = load(config.model, pick_device(config.device))
-    skipped: Counter[str] = Counter()
+    skipped = Lost()
     batches = _open(config, loaded, skipped)
     topology = loaded.model.topology
     info: dict[str, Any] = {
@@ -177,7 +179,7 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write(path: Path, loaded: Loaded, batches: Batches, info: dict[str, Any], skipped: Counter[str]) -> int:
+def _write(path: Path, loaded: Loaded, batches: Batches, info: dict[str, Any], skipped: Lost) -> int:
     """The file, and the number of its rows; the metadata comes last, as only then it is known what was skipped."""
     arrow, parquet = import_arrow()
     topology = loaded.model.topology
@@ -201,7 +203,7 @@ def _write(path: Path, loaded: Loaded, batches: Batches, info: dict[str, Any], s
     return count
 
 
-def _open(config: EmbedConfig, loaded: Loaded, skipped: Counter[str]) -> Batches:
+def _open(config: EmbedConfig, loaded: Loaded, skipped: Lost) -> Batches:
     """The pictures that `config.data` names; what cannot be read is counted in `skipped`."""
     data, side = config.data, loaded.preprocess.image_size
     if data == "emoji":
@@ -215,9 +217,13 @@ def _open(config: EmbedConfig, loaded: Loaded, skipped: Counter[str]) -> Batches
         raise UserError(f"no such file or folder: {data}")
     if path.suffix.lower() in TABLES:
         table = DataConfig(
-            data=data, image_column=config.image_column, caption_column=config.caption_column, workers=config.workers
+            data=data,
+            image_column=config.image_column,
+            caption_column=config.caption_column,
+            image_root=config.image_root,
+            workers=config.workers,
         )
-        return _file_batches(open_table(path, table, side), path.parent, skipped)
+        return _file_batches(open_table(path, table, side), config.image_root or path.parent, skipped)
     raise UserError(
         f"cannot tell what {data!r} is: expected 'emoji', a folder of pictures, a {', '.join(TABLES)} file, "
         "or .tar shards"
@@ -257,7 +263,7 @@ def _splits_for(model: str) -> dict[int, str]:
     return {int(row): name for name, part in parts.items() for row in part.rows}
 
 
-def _shard_batches(urls: list[str], side: int, skipped: Counter[str]) -> Batches:
+def _shard_batches(urls: list[str], side: int, skipped: Lost) -> Batches:
     """Every picture of the shards, by shard and key, with its caption where it has one."""
     pairs = _shard_pictures(urls, side, skipped)
     while batch := list(islice(pairs, CHUNK)):
@@ -265,26 +271,20 @@ def _shard_batches(urls: list[str], side: int, skipped: Counter[str]) -> Batches
         yield torch.stack(squares), list(items)
 
 
-def _shard_pictures(urls: list[str], side: int, skipped: Counter[str]) -> Iterator[tuple[Tensor, Item]]:
+def _shard_pictures(urls: list[str], side: int, skipped: Lost) -> Iterator[tuple[Tensor, Item]]:
     for record in read_records(urls, skipped):
-        picture = next((record[key] for key in PICTURE_KEYS if key in record), None)
-        if picture is None:
-            skipped["no image"] += 1
-            continue
         try:
-            square = decode_square(picture, side)
-        except READ_ERRORS:
-            skipped["unreadable image"] += 1
+            square = decode_square(picture_of(record), side)
+        except READ_ERRORS as error:
+            skipped.add(cause_of(error), name_of(record))
             continue
-        yield square, Item(f"{Path(record['__url__']).name}/{record['__key__']}", _caption(record))
+        yield square, Item(name_of(record), _caption(record))
 
 
 def _caption(record: dict[str, Any]) -> str | None:
     try:
-        caption: str = record["txt"].decode() if "txt" in record else json.loads(record["json"])["caption"]
-        caption.encode()  # JSON can spell half a surrogate pair, which is no text
-        return caption.strip() or None
-    except (KeyError, ValueError, TypeError, AttributeError):
+        return caption_of(record)
+    except BadSample:
         return None
 
 
@@ -296,7 +296,7 @@ def _open_folder(root: Path, side: int, workers: int) -> FilePairs:
     return FilePairs(paths, [""] * len(paths), side, workers)
 
 
-def _file_batches(pairs: FilePairs, root: Path, skipped: Counter[str]) -> Batches:
+def _file_batches(pairs: FilePairs, root: Path, skipped: Lost) -> Batches:
     """Each image file once, with the caption of its first row, by its path below `root`."""
     first: dict[str, int] = {}
     for row in range(len(pairs)):

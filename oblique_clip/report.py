@@ -306,12 +306,12 @@ def _facts(results: dict[str, dict[str, Any]]) -> list[str]:
     """What was run, a paragraph for each different answer."""
     runs: dict[str, list[str]] = {}
     for name, result in results.items():
-        command = html.escape(result["command"])
-        text = (
+        # What a result.json says may be a stranger's.
+        text = html.escape(
             f"{result['steps']} steps of {result['batch_size']} pairs, seed {result['seed']}, "
             f"{result['threads']} threads on {result['device']}, torch {result['versions']['torch']}: "
-            f"<code>{command}</code>"
         )
+        text += f"<code>{html.escape(result['command'])}</code>"
         runs.setdefault(text, []).append(name)
     return [f"<p>{html.escape(', '.join(names))}: {text}</p>" for text, names in runs.items()]
 

@@ -16,13 +16,11 @@ from torch import Tensor
 from oblique_clip.data.batches import (
     Batch,
     MapBatches,
-    Rows,
     caption_group,
-    epoch_batches,
-    noise_permutation,
     prefetch,
-    without_twins,
 )
+from oblique_clip.data.faults import Lost
+from oblique_clip.data.order import Rows, epoch_batches, noise_permutation, without_twins
 from oblique_clip.errors import UserError
 from oblique_clip.tokenizer import get_tokenizer
 
@@ -185,7 +183,7 @@ class Numbered:
 
     def __init__(self, names: list[str], broken: tuple[int, ...] = (), styles: int = 1) -> None:
         self.names, self.broken, self.styles = names, broken, styles
-        self.skipped: Counter[str] = Counter()
+        self.left_out = Lost()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -198,9 +196,14 @@ class Numbered:
 
     def fetch(self, rows: Rows) -> tuple[Tensor, list[int]]:
         kept = [i for i, row in enumerate(rows) if row not in self.broken]
-        self.skipped["broken"] += len(rows) - len(kept)
         squares = torch.tensor(rows[kept], dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
         return squares, kept
+
+    def name(self, row: int) -> str:
+        return f"row {row}"
+
+    def cause(self, row: int) -> str:
+        return "broken"
 
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"]
@@ -268,7 +271,7 @@ def test_pairs_that_cannot_be_read_are_left_out_and_the_rest_keep_their_captions
         assert len(batch.squares) == len(batch.ids) == len(batch.groups)
         assert all(text == NUMBERS[row] for row, text in read_back(batch))
     assert sorted(row for batch in batches[:3] for row, _ in read_back(batch)) == [0, 1, 4, 5, 6, 8, 9, 10, 11]
-    assert data.skipped == {"broken": 6}
+    assert sum((batch.failed for batch in batches), Counter()) == {"broken": 3}  # the first epoch counts
 
 
 def test_a_batch_of_which_nothing_can_be_read_is_passed_over() -> None:

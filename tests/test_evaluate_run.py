@@ -139,7 +139,7 @@ def test_a_damaged_picture_of_a_shard_is_counted(model: Path, pictures: list[Pat
     samples = [(pictures[0].read_bytes(), "a dog"), (b"no picture", "a cat"), (pictures[1].read_bytes(), " ")]
     found = run(model, write_shard(model.parent / "pairs.tar", samples))
     assert found["retrieval"]["images"] == found["retrieval"]["captions"] == 1
-    assert found["skipped"] == {"unreadable image": 1, "no caption": 1}
+    assert found["skipped"] == {"unreadable image": 1, "empty caption": 1}
     with pytest.raises(UserError, match="no picture could be read"):
         run(model, write_shard(model.parent / "none.tar", samples[1:]))
 

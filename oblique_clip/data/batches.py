@@ -1,28 +1,30 @@
-"""From pairs to batches: which rows, in which order, with which captions. Every order is a function of its seed."""
+"""From pairs to batches, one shuffled epoch behind another, from any place on."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import queue
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ..errors import UserError
 from ..tokenizer import Tokenizer, cut_to_longest
+from .faults import Lost
+from .order import ALONE, START, Position, Rows, Share, epoch_batches, noise_permutation
 
-Rows = npt.NDArray[np.int64]
 # A pair alone has no negatives.
 MIN_BATCH = 2
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,25 @@ class Batch:
     """(B,) integers, equal where captions are the same."""
     step: int
     """Number of the batch since the start of the run; seeds its augmentation."""
+    keys: tuple[str, ...] = ()
+    """Names of its B samples, for people: a file, a shard and a key, or a source and a caption."""
+    next: Position = START
+    """Where the stream goes on behind it."""
+    failed: Counter[str] = field(default_factory=Counter)
+    """Samples lost since the batch before, by cause: in the first epoch alone, as they are lost in each."""
 
     def pinned(self) -> Batch:
         """The same in page-locked memory, which a GPU copies from without anyone waiting."""
-        return Batch(self.squares.pin_memory(), self.ids.pin_memory(), self.groups.pin_memory(), self.step)
+        squares, ids, groups = (tensor.pin_memory() for tensor in (self.squares, self.ids, self.groups))
+        return replace(self, squares=squares, ids=ids, groups=groups)
 
 
 class TrainingData(Protocol):
     """Endless batches for the training loop."""
 
     @property
-    def skipped(self) -> Counter[str]:
-        """Samples left out so far, by cause."""
+    def left_out(self) -> Counter[str]:
+        """Samples left out when the source was opened, by cause; those lost later are said by `Batch.failed`."""
         ...
 
     @property
@@ -65,7 +74,70 @@ class TrainingData(Protocol):
         """Pairs an epoch; None for a stream of unknown length."""
         ...
 
-    def batches(self) -> Iterator[Batch]: ...
+    def batches(self, start: Position = START) -> Iterator[Batch]:
+        """The batches from `start` on: bit for bit those of a stream that was never interrupted."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """A few JSON values that are others where the samples are."""
+        ...
+
+
+Planned = TypeVar("Planned")
+
+
+def endless(
+    plan: Callable[[int, Lost], Iterable[Planned]],
+    read: Callable[[Planned, int, Lost], Batch],
+    start: Position,
+    smallest: int,
+) -> Iterator[Batch]:
+    """The batches of one epoch behind another.
+
+    Args:
+        plan: the planned batches of an epoch, the same whenever it is asked; what lies before `start` is not read.
+        read: a planned batch at a step. Both count what they lose.
+        smallest: a batch of fewer readable pairs is given up.
+
+    Raises:
+        UserError: where an epoch has no batch to give.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.data.batches import Batch, endless
+        >>> from oblique_clip.data.order import Position
+        >>> def read(rows, step, lost):
+        ...     return Batch(torch.zeros(2, 3, 8, 8), torch.zeros(2, 1), torch.tensor(rows), step)
+        >>> start = Position(epoch=4, batch=1, step=9)
+        >>> batches = endless(lambda epoch, lost: [[0, 1], [2, 3]], read, start, smallest=2)
+        >>> for batch in (next(batches), next(batches)):
+        ...     print(batch.groups.tolist(), batch.next)
+        [2, 3] Position(epoch=4, batch=2, step=10)
+        [0, 1] Position(epoch=5, batch=1, step=11)
+    """
+    step, lost = start.step, Lost()
+    for epoch in itertools.count(start.epoch):
+        behind, before = start.batch if epoch == start.epoch else 0, step
+        counted = lost if epoch == 0 else Lost()
+        for number, planned in enumerate(plan(epoch, counted)):
+            if number < behind:
+                lost.clear()  # that batch has said it
+                continue
+            batch = read(planned, step, counted)
+            if len(batch.squares) >= smallest:
+                step += 1
+                yield replace(batch, next=Position(epoch, number + 1, step), failed=Counter(lost))
+                lost.clear()
+        if step == before and not behind:
+            raise UserError(f"no batch of an epoch has {smallest} images that can be read")
+
+
+def smallest_batch(share: Share) -> int:
+    """Pairs below which a batch is given up.
+
+    Several processes must take the same steps, but none knows what the others could read: they give up none.
+    """
+    return MIN_BATCH if share.world == 1 else 0
 
 
 def caption_key(caption: str) -> str:
@@ -91,106 +163,17 @@ def caption_group(caption: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def epoch_batches(groups: Rows, batch_size: int, seed: int, epoch: int, twins: Literal["avoid", "allow"]) -> list[Rows]:
-    """Rows of each full batch of an epoch, shuffled by (seed, epoch).
-
-    With `twins="avoid"` no batch holds two rows of one group: a row that would be a twin waits for a later batch.
-    Rows left at the end that fill no batch are dropped.
-
-    Examples:
-        >>> import numpy as np
-        >>> from oblique_clip.data.batches import epoch_batches
-        >>> groups = np.array([7, 7, 8, 9])  # the first two bear one caption
-        >>> batches = epoch_batches(groups, batch_size=2, seed=0, epoch=0, twins="avoid")
-        >>> len(batches), any(set(rows.tolist()) == {0, 1} for rows in batches)
-        (2, False)
-    """
-    order = np.random.default_rng((seed, epoch)).permutation(len(groups))
-    if twins == "allow":
-        return [order[i : i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
-    return [np.array(rows) for rows in without_twins(((int(groups[i]), int(i)) for i in order), batch_size)]
-
-
-Item = TypeVar("Item")
-
-
-def without_twins(
-    stream: Iterable[tuple[int, Item]],
-    batch_size: int,
-    longest_line: int | None = None,
-    skipped: Counter[str] | None = None,
-) -> Iterator[list[Item]]:
-    """Batches of a stream of (group, item) in which each group occurs once; twins wait in line for the next batch.
-
-    Items of fewer than `batch_size` groups are left at the end.
-
-    Args:
-        longest_line: twins that find so many waiting are left out and counted in `skipped`; None for any number.
-
-    Examples:
-        >>> from oblique_clip.data.batches import without_twins
-        >>> stream = [(7, "red apple"), (7, "Red Apple"), (8, "dog"), (9, "house")]
-        >>> list(without_twins(stream, batch_size=2))
-        [['red apple', 'dog'], ['Red Apple', 'house']]
-    """
-    skipped = Counter() if skipped is None else skipped
-    waiting: list[tuple[int, Item]] = []
-    source = iter(stream)
-    while True:
-        batch: dict[int, Item] = {}
-        still: list[tuple[int, Item]] = []
-        for group, item in waiting:
-            if group in batch or len(batch) == batch_size:
-                still.append((group, item))
-            else:
-                batch[group] = item
-        waiting = still
-        for group, item in source:
-            if group in batch:
-                if longest_line is None or len(waiting) < longest_line:
-                    waiting.append((group, item))
-                else:
-                    skipped["too many of one caption"] += 1
-                continue
-            batch[group] = item
-            if len(batch) == batch_size:
-                break
-        if len(batch) < batch_size:
-            return
-        yield list(batch.values())
-
-
-def noise_permutation(count: int, share: float, seed: int) -> Rows:
-    """Where each of `count` pairs takes its caption from: a share of them cycled among themselves at random.
-
-    Every chosen pair gets another pair's caption (a random cycle has no fixed point), the rest keep theirs; a share
-    that comes to a single pair leaves it its own.
-
-    Raises:
-        UserError: for a share outside [0, 1].
-
-    Examples:
-        >>> import numpy as np
-        >>> from oblique_clip.data.batches import noise_permutation
-        >>> source = noise_permutation(1000, share=0.3, seed=0)
-        >>> int((source != np.arange(1000)).sum()), sorted(source.tolist()) == list(range(1000))
-        (300, True)
-    """
-    if not 0 <= share <= 1:
-        raise UserError(f"--caption-noise must lie between 0 and 1, not {share}")
-    # Three words, so that no epoch's order, drawn from (seed, epoch), is the same draw.
-    chosen = np.random.default_rng((seed, 0, 1)).permutation(count)[: round(share * count)]
-    source = np.arange(count)
-    source[chosen] = np.roll(chosen, 1)
-    return source
-
-
 class PairSource(Protocol):
     """Pairs that can be read in any order."""
 
     @property
-    def skipped(self) -> Counter[str]:
-        """Rows left out so far, by cause."""
+    def left_out(self) -> Lost:
+        """Rows left out when the source was opened, by cause."""
+        ...
+
+    @property
+    def skipped(self) -> Lost:
+        """Rows left out so far: those of `left_out`, and those that could not be fetched."""
         ...
 
     def __len__(self) -> int: ...
@@ -207,8 +190,16 @@ class PairSource(Protocol):
         """A text that tells the row's picture from others: rows of one picture share it."""
         ...
 
+    def name(self, row: int) -> str:
+        """What a person finds the row by."""
+        ...
+
     def fetch(self, rows: Rows) -> tuple[Tensor, list[int]]:
         """Pictures uint8 (B', 3, H, H) of the rows that can be read, and which of `rows` they are (positions)."""
+        ...
+
+    def cause(self, row: int) -> str:
+        """Why `fetch` has not given the row."""
         ...
 
 
@@ -216,7 +207,9 @@ class MapBatches:
     """Endless batches of a `PairSource`, one shuffled epoch behind the other.
 
     Args:
+        batch_size: pairs of all processes together.
         noise: share of captions shuffled within the source; the permutation is `caption_rows`.
+        share: each process plans the same batches and reads its own rows of them.
 
     Examples:
         >>> from oblique_clip.config import DataConfig
@@ -228,6 +221,9 @@ class MapBatches:
         >>> batch = next(data.batches())
         >>> batch.squares.shape, batch.groups.unique().numel()  # no caption twice in a batch
         (torch.Size([64, 3, 64, 64]), 64)
+        >>> again = next(data.batches(batch.next))
+        >>> again.step, again.keys[0]
+        (1, ...)
     """
 
     def __init__(
@@ -238,40 +234,48 @@ class MapBatches:
         seed: int,
         twins: Literal["avoid", "allow"] = "avoid",
         noise: float = 0.0,
+        share: Share = ALONE,
     ) -> None:
         self._source, self._batch_size, self._seed = source, batch_size, seed
+        self._part, self._smallest = share.part(batch_size), smallest_batch(share)
         self._twins: Literal["avoid", "allow"] = twins
         self.pairs: int | None = len(source)
         self.caption_rows = noise_permutation(len(source), noise, seed)
         self._groups = source.groups()[self.caption_rows]
-        self._tokens = [
-            _tokenize(tokenizer, style) for style in zip(*map(source.captions, range(len(source))), strict=True)
-        ]
         if not len(source) or not epoch_batches(self._groups, batch_size, seed, 0, twins):
             distinct = len(set(self._groups.tolist())) if twins == "avoid" else len(source)
             raise UserError(f"--batch-size {batch_size} is larger than the data: {distinct} pairs can share a batch")
+        styles = zip(*map(source.captions, range(len(source))), strict=True)
+        # (ways to caption, N, L)
+        self._tokens = torch.stack([_tokenize(tokenizer, style) for style in styles])
 
     @property
-    def skipped(self) -> Counter[str]:
-        return self._source.skipped
+    def left_out(self) -> Counter[str]:
+        return self._source.left_out
 
-    def batches(self) -> Iterator[Batch]:
-        step = 0
-        for epoch in itertools.count():
-            before = step
-            for rows in epoch_batches(self._groups, self._batch_size, self._seed, epoch, self._twins):
-                squares, kept = self._source.fetch(rows)
-                if len(kept) >= MIN_BATCH:
-                    yield self._batch(squares, rows[kept], step)
-                    step += 1
-            if step == before:
-                raise UserError(f"no batch of an epoch has {MIN_BATCH} images that can be read")
+    def batches(self, start: Position = START) -> Iterator[Batch]:
+        return endless(self._plan, self._read, start, self._smallest)
 
-    def _batch(self, squares: Tensor, rows: Rows, step: int) -> Batch:
-        origin = self.caption_rows[rows]
-        style = np.random.default_rng((self._seed, step, 2)).integers(len(self._tokens), size=len(origin))
-        ids = torch.stack([self._tokens[s][i] for s, i in zip(style, origin, strict=True)])
-        return Batch(squares, cut_to_longest(ids), torch.from_numpy(self._groups[rows]), step)
+    def fingerprint(self) -> dict[str, Any]:
+        digest = hashlib.blake2b(digest_size=16)
+        for row in range(len(self._source)):
+            digest.update(json.dumps([self._source.name(row), *self._source.captions(row)]).encode())
+        return {"pairs": self.pairs, "digest": digest.hexdigest()}
+
+    def _plan(self, epoch: int, lost: Lost) -> list[Rows]:
+        return epoch_batches(self._groups, self._batch_size, self._seed, epoch, self._twins)
+
+    def _read(self, rows: Rows, step: int, lost: Lost) -> Batch:
+        # Drawn for the rows of all processes, so that each pair has the caption that it has in one process.
+        styles = np.random.default_rng((self._seed, step, 2)).integers(len(self._tokens), size=len(rows))
+        rows, styles = rows[self._part], styles[self._part]
+        squares, kept = self._source.fetch(rows)
+        for row in np.delete(rows, kept).tolist():
+            lost.add(self._source.cause(row), self._source.name(row))
+        rows, styles = rows[kept], styles[kept]
+        ids = self._tokens[torch.from_numpy(styles), torch.from_numpy(self.caption_rows[rows])]
+        names = tuple(self._source.name(row) for row in rows.tolist())
+        return Batch(squares, cut_to_longest(ids), torch.from_numpy(self._groups[rows]), step, names)
 
 
 def _tokenize(tokenizer: Tokenizer, captions: tuple[str, ...]) -> Tensor:

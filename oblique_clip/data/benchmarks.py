@@ -9,7 +9,6 @@ CLIP_benchmark's folder (its `webdataset_builder`): `classnames.txt` with a name
 from __future__ import annotations
 
 import inspect
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from typing import Any
 from PIL import Image
 
 from ..errors import UserError
+from .faults import BadSample, Lost, cause_of
 from .folders import ClassPictures
 from .images import READ_ERRORS
-from .shards import PICTURES, read_records
+from .shards import name_of, picture_of, read_records
 
 CLASS_NAMES, TYPE = "classnames.txt", "dataset_type.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
@@ -94,25 +94,28 @@ def open_webdataset(root: Path) -> ClassPictures:
         raise UserError(f"{root / TYPE} says {webdataset_type(root)!r}; expected classification or retrieval")
     names = read_names(root / CLASS_NAMES)
     templates = tuple(read_lines(root / TEMPLATES)) if (root / TEMPLATES).is_file() else None
-    skipped: Counter[str] = Counter()
+    skipped = Lost()
     samples = _labelled_records(webdataset_shards(root), names, skipped)
     return ClassPictures(names, samples, skipped=skipped, templates=templates)
 
 
-def _labelled_records(shards: list[str], names: list[str], skipped: Counter[str]) -> Iterator[tuple[bytes, int]]:
+def _labelled_records(shards: list[str], names: list[str], skipped: Lost) -> Iterator[tuple[bytes, int]]:
     for record in read_records(shards, skipped):
-        picture = next((record[key] for key in PICTURES if key in record), None)
         try:
-            label = int(record["cls"])
-        except (KeyError, ValueError):
-            skipped["no class"] += 1
-            continue
-        if picture is None:
-            skipped["no image"] += 1
+            label, picture = _label_of(record), picture_of(record)
+        except BadSample as error:
+            skipped.add(error.cause, name_of(record))
             continue
         if not 0 <= label < len(names):
             raise UserError(f"sample {record['__key__']} has class {label}, the class names are 0 to {len(names) - 1}")
         yield picture, label
+
+
+def _label_of(record: dict[str, Any]) -> int:
+    try:
+        return int(record["cls"])
+    except (KeyError, ValueError) as error:
+        raise BadSample("no class", error) from error
 
 
 def read_lines(path: Path) -> list[str]:
@@ -218,7 +221,7 @@ def open_torchvision(data: str, root: Path, names: list[str] | None = None, down
     classes = _class_names(dataset) or names
     if classes is None:
         raise UserError(f"torchvision's {kind} has no class names: give --classes FILE with one a line, in its order")
-    skipped: Counter[str] = Counter()
+    skipped = Lost()
     return ClassPictures(classes, _labelled_items(dataset, len(classes), kind, skipped), skipped=skipped)
 
 
@@ -236,12 +239,12 @@ def _class_names(dataset: Any) -> list[str] | None:
     return [(name if isinstance(name, str) else name[0]).replace("_", " ") for name in found]
 
 
-def _labelled_items(dataset: Any, classes: int, kind: str, skipped: Counter[str]) -> Iterator[tuple[Image.Image, int]]:
+def _labelled_items(dataset: Any, classes: int, kind: str, skipped: Lost) -> Iterator[tuple[Image.Image, int]]:
     for i in range(len(dataset)):
         try:
             picture, label = dataset[i]
-        except READ_ERRORS:
-            skipped["unreadable image"] += 1
+        except READ_ERRORS as error:
+            skipped.add(cause_of(error), f"picture {i} of {kind}")
             continue
         if not 0 <= int(label) < classes:
             raise UserError(f"picture {i} of {kind} has class {int(label)}, the class names are 0 to {classes - 1}")

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ..errors import UserError
 from .batches import PairSource
+from .faults import Lost
 from .shards import read_shards
-from .tables import FilePairs
+from .tables import file_pairs
 
 CHUNK = 256
 SPLIT = "test"
@@ -97,15 +98,15 @@ def of_shards(urls: list[str], side: int, by_line: bool = False) -> CaptionedPic
         >>> [captions for squares, captions in of_shards([str(path)], side=32).batches]
         [[['a red square']]]
     """
-    skipped: Counter[str] = Counter()
+    lost = Lost()
 
     def batches() -> Iterator[Captioned]:
-        samples = read_shards(urls, side, skipped)
+        samples = read_shards(urls, side, lost)
         while batch := list(islice(samples, CHUNK)):
             texts = [sample.caption.strip().splitlines() if by_line else [sample.caption] for sample in batch]
             yield torch.stack([sample.square for sample in batch]), texts
 
-    return CaptionedPictures(batches(), lambda: skipped)
+    return CaptionedPictures(batches(), lambda: lost)
 
 
 def of_json(path: Path, root: Path | None, side: int) -> CaptionedPictures:
@@ -136,32 +137,24 @@ def of_json(path: Path, root: Path | None, side: int) -> CaptionedPictures:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = _karpathy(content) if "annotations" not in content else _coco(content)
-        good = [(image, caption) for image, caption in rows if _is_caption(caption)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is no caption JSON ({type(error).__name__}: {error}); expected COCO's images and annotations, or "
             "images with filename and sentences"
         ) from error
-    if not good:
-        raise UserError(
-            f"{path} has no captions" + (f" for the split {SPLIT!r}" if "annotations" not in content else "")
-        )
-    folder = path.parent if root is None else root
-    paths = [folder / image for image, _ in good]
-    if not any(image.is_file() for image in dict.fromkeys(paths)):
-        raise UserError(f"{path}: none of its images exists, such as {paths[0]}; name their folder with --data-root")
-    pairs = FilePairs(paths, [caption for _, caption in good], side, WORKERS)
-    if len(good) < len(rows):
-        pairs.left_out["no caption"] = len(rows) - len(good)
-    return of_pairs(pairs)
+    if not rows:
+        split = f" for the split {SPLIT!r}" if "annotations" not in content else ""
+        raise UserError(f"{path} has no captions{split}")
+    named = ((f"caption {number}", image, caption) for number, (image, caption) in enumerate(rows, 1))
+    return of_pairs(file_pairs(path, named, path.parent if root is None else root, side, WORKERS, Lost()))
 
 
-def _coco(content: dict[str, Any]) -> list[tuple[str, str]]:
+def _coco(content: dict[str, Any]) -> list[tuple[str, Any]]:
     names = {image["id"]: image["file_name"] for image in content["images"]}
     return [(names[entry["image_id"]], entry["caption"]) for entry in content["annotations"]]
 
 
-def _karpathy(content: dict[str, Any]) -> list[tuple[str, str]]:
+def _karpathy(content: dict[str, Any]) -> list[tuple[str, Any]]:
     images = content["images"]
     if any("split" in image for image in images):
         images = [image for image in images if image.get("split") == SPLIT]
@@ -171,8 +164,3 @@ def _karpathy(content: dict[str, Any]) -> list[tuple[str, str]]:
         for image in images
         for sentence in image["sentences"]
     ]
-
-
-def _is_caption(text: str) -> bool:
-    # JSON can spell half a surrogate pair, which is no text.
-    return bool(text.strip()) and not any("\ud800" <= letter <= "\udfff" for letter in text)

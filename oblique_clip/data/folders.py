@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
+from .faults import Lost, cause_of
 from .images import READ_ERRORS, decode_square
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -27,25 +27,25 @@ class ClassPictures:
         >>> samples = [(Image.new("RGB", (64, 64), "red"), 1), (b"no picture", 0)]
         >>> pictures = ClassPictures(["dog", "red apple"], samples)
         >>> [batch.shape for batch in pictures.squares(32)], pictures.labels, pictures.skipped
-        ([torch.Size([1, 3, 32, 32])], [1], Counter({'unreadable image': 1}))
+        ([torch.Size([1, 3, 32, 32])], [1], Lost({'unreadable image': 1}))
     """
 
     names: list[str]
     samples: Iterable[tuple[Path | bytes | Image.Image, int]]
     """Pictures and their places in `names`, read once."""
     labels: list[int] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
+    skipped: Lost = field(default_factory=Lost)
     templates: tuple[str, ...] | None = None
     """Prompts that came with the data."""
 
     def squares(self, side: int, batch_size: int = 256) -> Iterator[Tensor]:
         """Batches of uint8 (B, 3, side, side), in the order of `labels`."""
         batch: list[Tensor] = []
-        for picture, label in self.samples:
+        for number, (picture, label) in enumerate(self.samples):
             try:
                 batch.append(decode_square(picture, side))
-            except READ_ERRORS:
-                self.skipped["unreadable image"] += 1
+            except READ_ERRORS as error:
+                self.skipped.add(cause_of(error), str(picture) if isinstance(picture, Path) else f"picture {number}")
                 continue
             self.labels.append(label)
             if len(batch) == batch_size:

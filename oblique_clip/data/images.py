@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import math
+import stat
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +21,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..device import send
+from .faults import BadSample
 
-# What `decode_square` raises for a file that is no picture.
+# What readers of pictures raise for a file that is none, be they ours (`BadSample`) or another library's.
 READ_ERRORS = (OSError, ValueError)
+
+# Above so many Pillow warns of a decompression bomb. Such a picture is refused here before it is decoded.
+MAX_PIXELS = 89_478_485
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -90,8 +97,7 @@ def decode_square(source: bytes | Path | Image.Image, side: int) -> Tensor:
     """An image as uint8 (3, side, side): its `middle_square`, or what a `Side` says.
 
     Raises:
-        OSError: where there is no such file, or Pillow cannot read it.
-        ValueError: where its content is damaged in another way.
+        BadSample: for a file that is missing, empty, cut short, no picture, or of more than `MAX_PIXELS`.
 
     Examples:
         >>> from PIL import Image
@@ -101,17 +107,38 @@ def decode_square(source: bytes | Path | Image.Image, side: int) -> Tensor:
         (torch.Size([3, 32, 32]), torch.uint8, [255, 0, 0])
     """
     try:
-        if isinstance(source, Image.Image):
-            image = to_rgb(source)
-        else:
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-                image = to_rgb(opened)
-    except OSError:
+        image = to_rgb(source) if isinstance(source, Image.Image) else _read(source)
+    except BadSample:
         raise
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything, struct.error for one
-        raise ValueError(f"damaged image: {error}") from error
+        raise BadSample(_cause(error), error) from error
     image = (side.cut if isinstance(side, Side) else middle_square)(image, int(side))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _read(source: bytes | Path) -> Image.Image:
+    if isinstance(source, bytes):
+        size = len(source)
+    else:
+        status = source.stat()
+        if not stat.S_ISREG(status.st_mode):  # a named pipe would be waited for, a device never ends
+            raise BadSample("unreadable image", "no regular file")
+        size = status.st_size
+    if not size:
+        raise BadSample("empty file")
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise BadSample("image too large", f"{opened.width} x {opened.height} pixels")
+        return to_rgb(opened)
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "missing image"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return "image too large"
+    # Pillow has no exception of its own for it.
+    return "truncated image" if "truncated" in str(error).lower() else "unreadable image"
 
 
 @dataclass(frozen=True)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..tokenizer import Tokenizer, cut_to_longest
-from .batches import Batch, caption_group, without_twins
+from .faults import BadSample, Lost, cause_of, clean_caption
 from .images import READ_ERRORS, decode_square
+from .tar import Member, read_members
 
-SHUFFLE_BUFFER = 2000
 PICTURES = ("jpg", "jpeg", "png", "webp")
 
 
@@ -43,12 +42,38 @@ def expand_shards(pattern: str) -> list[str]:
 
     try:
         urls: list[str] = expand_urls(pattern)
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # the latter for a variable that is not set
         raise UserError(f"cannot expand the shards {pattern!r}: {error}") from error
-    missing = [url for url in urls if "://" not in url and not url.startswith("pipe:") and not Path(url).is_file()]
+    missing = [url for url in urls if _is_local(url) and not Path(url).is_file()]
     if missing:
         raise UserError(f"{len(missing)} of {len(urls)} shards are missing, such as {missing[0]}")
     return urls
+
+
+def shards_fingerprint(urls: list[str]) -> dict[str, Any]:
+    """A few JSON values that are others where shards have other names, or local ones other sizes.
+
+    Examples:
+        >>> from oblique_clip.data.shards import shards_fingerprint
+        >>> one, two = (shards_fingerprint([f"pipe:cat {name}.tar"]) for name in "ab")
+        >>> one["shards"], one == two
+        (1, False)
+    """
+    sizes = [Path(url).stat().st_size if _is_local(url) else None for url in urls]
+    listed = json.dumps([(Path(url).name, size) for url, size in zip(urls, sizes, strict=True)])
+    return {"shards": len(urls), "digest": hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()}
+
+
+def _is_local(url: str) -> bool:
+    return "://" not in url and not url.startswith("pipe:")
+
+
+class Pair(NamedTuple):
+    """A picture, not yet decoded, with its caption, and its shard and key."""
+
+    name: str
+    picture: bytes
+    caption: str
 
 
 @dataclass(frozen=True)
@@ -67,135 +92,114 @@ class Sample:
     caption: str
 
 
-def read_shards(urls: list[str], side: int, skipped: Counter[str], seed: int | None = None) -> Iterator[Sample]:
-    """Decoded pairs of WebDataset shards once through, shuffled within a buffer where there is a seed.
+def read_shards(urls: list[str], side: int, lost: Lost) -> Iterator[Sample]:
+    """Decoded pairs of WebDataset shards once through, in order; what is damaged is counted in `lost`.
 
     Examples:
         >>> import tempfile
-        >>> from collections import Counter
         >>> from pathlib import Path
         >>> import webdataset
         >>> from PIL import Image
+        >>> from oblique_clip.data.faults import Lost
         >>> from oblique_clip.data.shards import read_shards
         >>> path = Path(tempfile.mkdtemp()) / "x-000.tar"
         >>> with webdataset.TarWriter(str(path)) as shard:
         ...     _ = shard.write({"__key__": "0", "png": Image.new("RGB", (64, 64), "red"), "txt": "a red square"})
         ...     _ = shard.write({"__key__": "1", "txt": "a caption alone"})
-        >>> skipped = Counter()
-        >>> [(sample.caption, sample.square.shape) for sample in read_shards([str(path)], 32, skipped)], skipped
-        ([('a red square', torch.Size([3, 32, 32]))], Counter({'no image': 1}))
+        >>> lost = Lost()
+        >>> [(sample.caption, sample.square.shape) for sample in read_shards([str(path)], 32, lost)], lost.examples
+        ([('a red square', torch.Size([3, 32, 32]))], {'no image': 'x-000.tar/1'})
     """
-    for record in read_records(urls, skipped, seed):
-        sample = _decode_record(record, side, skipped)
-        if sample is not None:
-            yield sample
+    for pair in pairs_of(read_records(urls, lost), lost):
+        try:
+            yield Sample(decode_square(pair.picture, side), pair.caption)
+        except READ_ERRORS as error:
+            lost.add(cause_of(error), pair.name)
 
 
-def read_records(urls: list[str], skipped: Counter[str], seed: int | None = None) -> Iterator[dict[str, Any]]:
-    """Samples of WebDataset shards, the bytes of each file by its extension; damaged ones are counted in `skipped`.
+def read_records(urls: list[str], lost: Lost) -> Iterator[dict[str, Any]]:
+    """Samples of WebDataset shards, the bytes of each file by its extension in lower case.
+
+    A sample is made of neighbours of one key, as webdataset cuts names. Of samples and files that repeat a key in a
+    shard the first counts; a sample with a file that `read_members` refuses is refused.
 
     Examples:
         >>> import tempfile
-        >>> from collections import Counter
         >>> from pathlib import Path
         >>> import webdataset
+        >>> from oblique_clip.data.faults import Lost
         >>> from oblique_clip.data.shards import read_records
         >>> path = Path(tempfile.mkdtemp()) / "x-000.tar"
         >>> with webdataset.TarWriter(str(path)) as shard:
         ...     _ = shard.write({"__key__": "0", "txt": "a red square"})
-        >>> [(record["__key__"], record["txt"]) for record in read_records([str(path)], Counter())]
+        >>> [(record["__key__"], record["txt"]) for record in read_records([str(path)], Lost())]
         [('0', b'a red square')]
     """
-    import webdataset
-
-    def lenient(error: Exception) -> bool:
-        skipped[f"shard: {type(error).__name__}"] += 1
-        return True
-
-    shuffle = False if seed is None else len(urls)
-    stream: Iterable[dict[str, Any]] = webdataset.WebDataset(
-        urls, shardshuffle=shuffle, seed=seed, handler=lenient, empty_check=False, nodesplitter=None
-    )
-    if seed is not None:
-        stream = stream.shuffle(SHUFFLE_BUFFER, seed=seed)  # type: ignore[attr-defined]
-    yield from stream
-
-
-def _decode_record(record: dict[str, Any], side: int, skipped: Counter[str]) -> Sample | None:
-    picture = next((record[key] for key in PICTURES if key in record), None)
-    if picture is None:
-        skipped["no image"] += 1
-        return None
-    try:
-        caption = record["txt"].decode() if "txt" in record else json.loads(record["json"])["caption"]
-        caption.encode()  # JSON can spell half a surrogate pair, which is no text
-        blank = not caption.strip()
-    except (KeyError, ValueError, TypeError, AttributeError):
-        blank = True
-    if blank:
-        skipped["no caption"] += 1
-        return None
-    try:
-        return Sample(decode_square(picture, side), caption)
-    except READ_ERRORS:
-        skipped["unreadable image"] += 1
-        return None
+    for url in urls:
+        seen: set[str] = set()
+        for key, files in itertools.groupby(_keyed(read_members(url, lost)), lambda entry: entry[0]):
+            members = [(extension, member) for _, extension, member in files]
+            copies = max(Counter(extension for extension, _ in members).values())
+            files_of = {extension: member.data for extension, member in reversed(members)}
+            record = {**files_of, "__key__": key, "__url__": url}
+            name, refused = name_of(record), next((member.cause for _, member in members if member.cause), None)
+            for _ in range(copies if key in seen else copies - 1):
+                lost.add("duplicate key", name)
+            if key in seen:
+                continue
+            seen.add(key)
+            if refused:
+                lost.add(refused, name)
+            else:
+                yield record
 
 
-class ShardBatches:
-    """Endless batches from WebDataset shards, read in a stream; each pass has its own order by (seed, pass).
+def _keyed(members: Iterable[Member]) -> Iterator[tuple[str, str, Member]]:
+    """Members with their keys and extensions; those of no sample are passed over: `__meta__` and hidden files."""
+    from webdataset.tariterators import base_plus_ext
 
-    What fills no batch at the end of a pass is dropped, as it is at the end of an epoch of `MapBatches`.
+    for member in members:
+        key, extension = base_plus_ext(member.name)
+        if key is not None and not re.match(r"__[^/]*__($|/)", member.name):
+            yield key, extension.lower(), member
 
-    Examples:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> import webdataset
-        >>> from PIL import Image
-        >>> from oblique_clip.data.shards import ShardBatches
-        >>> from oblique_clip.tokenizer import get_tokenizer
-        >>> path = Path(tempfile.mkdtemp()) / "x-000.tar"
-        >>> with webdataset.TarWriter(str(path)) as shard:
-        ...     for colour in ("red", "green", "blue", "white"):
-        ...         square = Image.new("RGB", (64, 64), colour)
-        ...         _ = shard.write({"__key__": colour, "png": square, "txt": f"a {colour} square"})
-        >>> data = ShardBatches(str(path), get_tokenizer("tiny", 32), batch_size=2, seed=0, side=32, twins="avoid")
-        >>> batches = data.batches()
-        >>> [tuple(next(batches).squares.shape) for _ in range(3)], data.pairs is None  # a stream has no length
-        ([(2, 3, 32, 32), (2, 3, 32, 32), (2, 3, 32, 32)], True)
+
+def name_of(record: dict[str, Any]) -> str:
+    """Shard and key of a record, for people; bytes of a key that are no text are spelt out."""
+    return f"{Path(record['__url__']).name}/{record['__key__']}".encode(errors="backslashreplace").decode()
+
+
+def pairs_of(records: Iterable[dict[str, Any]], lost: Lost) -> Iterator[Pair]:
+    """Records with a picture and a caption; the others are counted."""
+    for record in records:
+        try:
+            yield Pair(name_of(record), picture_of(record), caption_of(record))
+        except BadSample as error:
+            lost.add(error.cause, name_of(record))
+
+
+def picture_of(record: dict[str, Any]) -> bytes:
+    """The file of a record that holds its picture.
+
+    Raises:
+        BadSample: where there is none.
     """
+    picture: bytes | None = next((record[extension] for extension in PICTURES if extension in record), None)
+    if picture is None:
+        raise BadSample("no image")
+    return picture
 
-    pairs: int | None = None
 
-    def __init__(self, pattern: str, tokenizer: Tokenizer, batch_size: int, seed: int, side: int, twins: str) -> None:
-        self._urls, self._tokenizer = expand_shards(pattern), tokenizer
-        self._batch_size, self._seed, self._side, self._twins = batch_size, seed, side, twins
-        self.skipped: Counter[str] = Counter()
+def caption_of(record: dict[str, Any]) -> str:
+    """The text file of a record, else the caption in its JSON.
 
-    def batches(self) -> Iterator[Batch]:
-        step = 0
-        for passed in itertools.count():
-            distinct: set[int] = set()
-            before = step
-            stream = self._one_pass(passed, distinct)
-            for samples in without_twins(stream, self._batch_size, SHUFFLE_BUFFER, self.skipped):
-                ids = cut_to_longest(self._tokenizer([sample.caption for sample in samples]))
-                groups = torch.tensor([caption_group(sample.caption) for sample in samples])
-                yield Batch(torch.stack([sample.square for sample in samples]), ids, groups, step)
-                step += 1
-            if step == before:
-                raise UserError(
-                    f"--batch-size {self._batch_size} is larger than the data: {len(distinct)} pairs can share a batch"
-                )
-
-    def _one_pass(self, passed: int, distinct: set[int]) -> Iterator[tuple[int, Sample]]:
-        """Samples with their groups, which are noted in `distinct` until they could fill a batch."""
-        order = int(np.random.default_rng((self._seed, passed)).integers(2**31))
-        # What is wrong in a shard is wrong in every pass, and is counted in the first.
-        skipped = self.skipped if passed == 0 else Counter[str]()
-        for number, sample in enumerate(read_shards(self._urls, self._side, skipped, order)):
-            # Where twins are allowed, every sample is a group of its own.
-            group = caption_group(sample.caption) if self._twins == "avoid" else number
-            if len(distinct) < self._batch_size:
-                distinct.add(group)
-            yield group, sample
+    Raises:
+        BadSample: where there is none, or `clean_caption` refuses it.
+    """
+    if "txt" in record:
+        return clean_caption(record["txt"])
+    try:
+        caption = json.loads(record["json"])["caption"]
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise BadSample("no caption", error) from error
+    return clean_caption(caption)

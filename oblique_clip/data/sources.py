@@ -8,8 +8,10 @@ from ..config import DataConfig
 from ..errors import UserError
 from ..tokenizer import Tokenizer
 from .batches import MapBatches, PairSource, TrainingData
-from .shards import ShardBatches
+from .faults import refuse_bad
+from .order import ALONE, Share
 from .splits import EmojiPairs, split_emoji
+from .stream import ShardBatches
 from .tables import SUFFIXES, open_table
 
 # Files are kept a little larger than the model's input, so that a random crop has something to crop.
@@ -17,12 +19,17 @@ CROP_MARGIN = 8 / 7
 
 
 def open_training_data(
-    config: DataConfig, tokenizer: Tokenizer, batch_size: int, image_size: int, seed: int
+    config: DataConfig, tokenizer: Tokenizer, batch_size: int, image_size: int, seed: int, share: Share = ALONE
 ) -> TrainingData:
     """The batches that `config.data` names.
 
+    Args:
+        batch_size: pairs of all processes together.
+        share: which process of how many this is.
+
     Raises:
-        UserError: for data that is missing or unreadable, a batch larger than the data, or noise asked of a stream.
+        UserError: for data that is missing or unreadable, more bad rows than `config.max_bad_fraction` allows, a batch
+            that is larger than the data or not to be shared evenly, or noise asked of a stream.
 
     Examples:
         >>> from oblique_clip.config import DataConfig
@@ -39,9 +46,10 @@ def open_training_data(
         if config.caption_noise:
             raise UserError("--caption-noise needs data that can be read in any order; shards are a stream")
         side = round(image_size * CROP_MARGIN)
-        return ShardBatches(config.data, tokenizer, batch_size, seed, side, config.twins)
+        return ShardBatches(config.data, tokenizer, batch_size, seed, side, config.twins, config.workers, share)
     source = open_pairs(config, image_size)
-    return MapBatches(source, tokenizer, batch_size, seed, config.twins, config.caption_noise)
+    refuse_bad(source.left_out, len(source), config.max_bad_fraction, config.data)
+    return MapBatches(source, tokenizer, batch_size, seed, config.twins, config.caption_noise, share)
 
 
 def open_pairs(config: DataConfig, image_size: int) -> PairSource:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,8 +10,10 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import UserError
-from .batches import Rows, caption_group
+from .batches import caption_group
 from .emoji import EmojiSet, load_emoji
+from .faults import Lost
+from .order import Rows
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class EmojiPairs:
         hidden: frozenset[str] = frozenset(),
     ) -> None:
         self._emoji, self._style, self._hidden = emoji, captions, hidden
-        self.skipped: Counter[str] = Counter()
+        self.left_out = self.skipped = Lost()
 
     def __len__(self) -> int:
         return len(self._emoji)
@@ -118,6 +119,13 @@ class EmojiPairs:
 
     def image_key(self, row: int) -> str:
         return str(row)
+
+    def name(self, row: int) -> str:
+        record = self._emoji.records[row]
+        return f"{record.source}: {record.caption}"
+
+    def cause(self, row: int) -> str:
+        raise AssertionError("every shipped picture can be read")
 
     def fetch(self, rows: Rows) -> tuple[Tensor, list[int]]:
         return self._emoji.images(rows), list(range(len(rows)))

@@ -67,7 +67,7 @@ class EvaluateConfig:
     WebDataset layout, or a data set of torchvision (CIFAR10, Food101, ...); for retrieval a table, .tar shards, or a
     caption JSON (COCO's, or Karpathy's for Flickr)."""
     data_root: Path | None = None
-    """Folder of torchvision's files (default: data), or of the images of a caption JSON (default: its own)."""
+    """Folder of torchvision's files (default: data), or of the images of a table or a caption JSON (its own)."""
     download: bool = False
     """Let torchvision fetch what is missing under --data-root."""
     classes: Path | None = None
@@ -166,7 +166,12 @@ def _open_webdataset(config: EvaluateConfig, side: int) -> Pictures:
 
 
 def _open_table(config: EvaluateConfig, side: int) -> CaptionedPictures:
-    table = DataConfig(data=config.data, image_column=config.image_column, caption_column=config.caption_column)
+    table = DataConfig(
+        data=config.data,
+        image_column=config.image_column,
+        caption_column=config.caption_column,
+        image_root=config.data_root,
+    )
     # Nothing is cropped here: files are read at the model's own size.
     return of_pairs(open_table(Path(config.data), table, side))
 
