@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -12,10 +13,42 @@ from .data.images import TrainingPixels
 from .device import send
 from .loss import LOSSES
 from .model import DualEncoder
+from .peers import ALONE, Peers
 from .tokenizer import cut_to_longest
 
 Blend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From the contrastive loss and both sets of points, with their graph, to the loss that is minimised."""
+
+
+class Towers:
+    """The towers of a model as a step runs them: here, by one process. `distributed.parallel` has those of many.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import create_model, model_config
+        >>> from oblique_clip.step import Towers
+        >>> towers = Towers(create_model(model_config("tiny", "oblique")))
+        >>> towers.encode_image(torch.zeros(2, 3, 32, 32)).shape, towers.peers.world
+        (torch.Size([2, 8, 16]), 1)
+    """
+
+    peers: Peers = ALONE
+
+    def __init__(self, model: DualEncoder) -> None:
+        self.model = model
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return self.model.encode_image(images)
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        return self.model.encode_text(ids)
+
+    def held_back(self) -> AbstractContextManager[None]:
+        """Within it, a tower's gradients stay on their rank: its next backward pass outside sends them along."""
+        return nullcontext()
+
+    def finish(self) -> None:
+        """Called when all backward passes of a step are done."""
 
 
 def train_step(
@@ -27,6 +60,7 @@ def train_step(
     precision: str,
     micro_batch: int | None = None,
     blend: Blend | None = None,
+    towers: Towers | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Add the gradients of the loss of B pairs to those of the parameters.
 
@@ -38,6 +72,8 @@ def train_step(
         precision: "float32", or "bf16" for towers under autocast.
         micro_batch: pairs that the towers take at a time, >= 1; None, B or more takes them in one piece.
         blend: what else is minimised, such as `distill.SoftTargets`; None for the contrastive loss alone.
+        towers: those of `model` as `distributed.parallel` gives them, where B are this rank's pairs of a larger batch;
+            None for the model's own.
 
     Returns:
         The loss that was minimised and both sets of points (B, *point_shape), detached.
@@ -59,38 +95,44 @@ def train_step(
     """
 
     device = images.device
+    towers = Towers(model) if towers is None else towers
 
     def encode_image(part: slice) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return model.encode_image(images[part])
+            return towers.encode_image(images[part])
 
     def encode_text(captions: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return model.encode_text(send(captions, device))
+            return towers.encode_text(send(captions, device))
 
     def backward_from(image_points: Tensor, text_points: Tensor) -> Tensor:
         scale, bias = model.temperature.scale, model.logit_bias
-        loss = LOSSES[loss_name](image_points, text_points, model.topology, scale, bias=bias, groups=groups)
+        loss = LOSSES[loss_name](
+            image_points, text_points, model.topology, scale, bias=bias, groups=groups, peers=towers.peers
+        )
         if blend is not None:
             loss = blend(loss, image_points, text_points)
         loss.backward()
         return loss.detach()
 
     count = len(images)
-    if micro_batch is None or micro_batch >= count:
+    # Ranks with fewer pairs go the same way as the others: the two ways send gradients in different orders.
+    if micro_batch is None or micro_batch >= max(towers.peers.sizes(count)):
         image_points, text_points = encode_image(slice(count)), encode_text(ids)
         loss = backward_from(image_points, text_points)
     else:
         captions = ids.split(micro_batch)
         if ids.device.type == "cpu":
             captions = tuple(map(cut_to_longest, captions))
-        pictures = [slice(start, start + micro_batch) for start in range(0, count, micro_batch)]
-        image = _Twice((model.visual, model.topology), [partial(encode_image, part) for part in pictures], device)
-        text = _Twice((model.text, model.topology), [partial(encode_text, part) for part in captions], device)
+        pictures = [slice(start, start + micro_batch) for start in range(0, max(count, 1), micro_batch)]
+        parts = [partial(encode_image, part) for part in pictures], [partial(encode_text, part) for part in captions]
+        image = _Twice((model.visual, model.topology), parts[0], device, towers.held_back)
+        text = _Twice((model.text, model.topology), parts[1], device, towers.held_back)
         image_points, text_points = image.points, text.points
         loss = backward_from(image_points, text_points)
         image.backward()
         text.backward()
+    towers.finish()
     return loss, image_points.detach(), text_points.detach()
 
 
@@ -102,10 +144,14 @@ class _Twice:
     """
 
     def __init__(
-        self, modules: Sequence[nn.Module], runs: Sequence[Callable[[], Tensor]], device: torch.device
+        self,
+        modules: Sequence[nn.Module],
+        runs: Sequence[Callable[[], Tensor]],
+        device: torch.device,
+        held_back: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """`runs` encode a micro-batch each with `modules`."""
-        self._modules, self._runs, self._device = modules, runs, device
+        """`runs` encode a micro-batch each with `modules`; `held_back` is that of `Towers`."""
+        self._modules, self._runs, self._device, self._held_back = modules, runs, device, held_back
         self._states, self._sizes, points = [], [], []
         with torch.no_grad():
             for run in runs:
@@ -120,10 +166,11 @@ class _Twice:
             return
         assert self.points.grad is not None
         slopes = self.points.grad.split(self._sizes)
-        for run, state, slope in zip(self._runs, self._states, slopes, strict=True):
+        for place, (run, state, slope) in enumerate(zip(self._runs, self._states, slopes, strict=True), 1):
             # The last replay leaves the generators where the first run left them.
             _set_random_state(self._device, state)
-            run().backward(slope)
+            with self._held_back() if place < len(self._runs) else nullcontext():
+                run().backward(slope)
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, ...]:
