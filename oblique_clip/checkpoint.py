@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -17,6 +19,7 @@ from safetensors.torch import save_file
 
 from .config import DataConfig, ModelConfig, from_json, to_json
 from .data.images import Preprocess
+from .distributed import whole
 from .errors import UserError
 from .model import DualEncoder, create_model, preprocess_of, tokenizer_of
 from .tokenizer import Tokenizer
@@ -57,13 +60,19 @@ class Loaded(NamedTuple):
 
 
 def save_model(
-    model: DualEncoder, config: ModelConfig, path: Path, data: DataConfig | None = None, half: bool = False
+    model: DualEncoder,
+    config: ModelConfig,
+    path: Path,
+    data: DataConfig | None = None,
+    half: bool = False,
+    write: bool = True,
 ) -> None:
     """Write weights and configuration, complete or not at all: a temporary file, synced, then renamed.
 
     Args:
         data: what the model was trained on, so that it is never judged on that.
         half: store matrices in float16, half the size; the rest stays in float32.
+        write: whether this process writes; every rank that has a part of the weights has to call.
 
     Examples:
         >>> import tempfile
@@ -76,18 +85,61 @@ def save_model(
         >>> load(path).model.topology.spec  # the file says how to rebuild the model
         'sphere(128)/geodesic'
     """
-    weights = {name: _stored(value, half) for name, value in model.state_dict().items()}
+    weights = {name: _stored(whole(value), half) for name, value in model.state_dict().items()}
+    if not write:
+        return
     metadata = {"config": json.dumps(to_json(config)), "logit_bias": json.dumps(model.logit_bias is not None)}
     if model.temperature.calibrated is not None:
         metadata["calibrated_scale"] = json.dumps(model.temperature.calibrated)
     if data is not None:
         metadata["data"] = json.dumps(to_json(data))
+    write_tensors(path, weights, metadata)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, str]) -> None:
+    """Write a safetensors file, complete or not at all: under another name, synced, then renamed.
+
+    Raises:
+        OSError: where it cannot be written, as on a full disk; a file that was there before is as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
-    save_file(weights, unfinished, metadata)
-    with unfinished.open("rb+") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished, header)
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise error if isinstance(error, OSError) else _os_error(error, path) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new name is safe once its folder is, where the system can sync one (not on Windows)."""
+    if os.name == "posix":
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def _os_error(error: Exception, path: Path) -> OSError:
+    """What safetensors says in words, "I/O error: No space left on device (os error 28)", as Python says it."""
+    number = re.search(r"os error (\d+)", str(error))
+    code = int(number[1]) if number else errno.EIO
+    return OSError(code, os.strerror(code), str(path))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the header of a safetensors file.
+
+    Raises:
+        UserError: where it cannot be read.
+    """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
 
 
 def _stored(value: torch.Tensor, half: bool) -> torch.Tensor:
@@ -126,7 +178,7 @@ def load(source: str | Path, device: str | torch.device = "cpu") -> Loaded:
     if header.get("logit_bias") and model.logit_bias is None:
         model.logit_bias = torch.nn.Parameter(torch.zeros(()))
     try:
-        model.load_state_dict({name: value.float() for name, value in _weights(path).items()})
+        model.load_state_dict({name: value.float() for name, value in read_tensors(path)[0].items()})
     except RuntimeError as error:
         raise UserError(
             f"{path}: weights do not fit the configuration: {str(error).splitlines()[-1].strip()}"
@@ -200,11 +252,6 @@ def data_of(source: str | Path) -> DataConfig:
 def _header(path: Path) -> dict[str, Any]:
     with _opened(path) as file:
         return {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-
-
-def _weights(path: Path) -> dict[str, torch.Tensor]:
-    with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
 @contextmanager

@@ -74,9 +74,10 @@ def _guarded(work: Callable[[], None]) -> int:
         # The reader has left, as in `| head`; what Python would flush at exit has no place to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        print("oblique-clip: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"oblique-clip: {stop if stop.args else 'interrupted'}", file=sys.stderr)
+        # A run that has stopped in good order knows the signal that asked for it.
+        return int(getattr(stop, "status", 130))
     return 0
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from .ablate import AblateConfig
 from .ablate import ablate as run_ablate
@@ -11,7 +13,7 @@ from .bench.measure import BenchConfig
 from .bench.run import bench as run_bench
 from .check import CheckCommand, check
 from .checkpoint import config_of
-from .config import FORMS, SIZES, TrainConfig, model_config
+from .config import FORMS, SIZES, TrainConfig, model_config, read_run_config
 from .describe import DataCommand, describe
 from .device import keep_freed_memory
 from .embed import EmbedConfig
@@ -26,13 +28,27 @@ from .export import export as run_export
 from .flags import parse
 from .report import ReportConfig, print_evaluation, print_skipped
 from .report import report as run_report
+from .resume import check_same
 from .search import SearchConfig, print_answer
 from .search import search as run_search
 from .start import changed
 from .train import train as run_train
 
 
+@dataclass(frozen=True)
+class TrainCommand:
+    """Train one model, or go on with a run."""
+
+    config: TrainConfig
+    resume: Path | None = None
+    """Folder of a run to go on with, as if it had never stopped: its settings are those of all the flags here."""
+    override: tuple[str, ...] = ()
+    """Settings, such as lr, that --resume may find changed by other flags; it refuses them otherwise."""
+
+
 def train(args: list[str]) -> None:
+    if (run := _flag(args, "--resume")) is not None:
+        return _go_on(Path(run), args)
     # Size and form, or a model to go on from, choose the defaults of all the other flags, so they are read first.
     size, form, source = _flag(args, "--size"), _flag(args, "--form"), _flag(args, "--start-from")
     if source and (size or form):
@@ -40,11 +56,27 @@ def train(args: list[str]) -> None:
     if form and form not in FORMS:
         raise UserError(f"unknown form {form!r}; there is {', '.join(FORMS)}")
     base = config_of(source) if source else model_config(size or "tiny", form or "oblique")  # type: ignore[arg-type]
-    config: TrainConfig = parse(TrainConfig, "oblique-clip train", args, TrainConfig(model=base))
+    command: TrainCommand = parse(TrainCommand, "oblique-clip train", args, TrainCommand(TrainConfig(model=base)))
+    if command.override:
+        raise UserError("--override is for settings of a run that --resume goes on with")
+    config = command.config
+    _train(replace(config, model=changed(config.model, base)) if source else config)
+
+
+def _go_on(run: Path, args: list[str]) -> None:
+    before = replace(read_run_config(run), out=run)
+    command: TrainCommand = parse(TrainCommand, "oblique-clip train", args, TrainCommand(before))
+    if command.config.out != run:
+        raise UserError(f"--resume {run} goes on in its own folder: leave out --out")
+    check_same(before, command.config, command.override, run)
+    _train(command.config, resume=True, override=command.override)
+
+
+def _train(config: TrainConfig, **options: Any) -> None:
     keep_freed_memory()
-    result = run_train(replace(config, model=changed(config.model, base)) if source else config)
-    print_evaluation(result["evaluation"])
-    print_skipped(result["skipped"])
+    if result := run_train(config, **options):
+        print_evaluation(result["evaluation"])
+        print_skipped(result["skipped"])
 
 
 def evaluate(args: list[str]) -> None:

@@ -220,6 +220,15 @@ class OptimConfig:
     """Largest norm of the whole gradient; 0 leaves it."""
     precision: Literal["float32", "bf16"] = "float32"
     """`bf16` runs the towers under autocast; points and loss stay in float32."""
+    max_bad_steps: int = 10
+    """Steps in a row with a loss or gradient that is not finite before a run stops; each is skipped and counted. 0 for
+    any number."""
+    ema: float = 0.0
+    """Decay of an average of the weights (such as 0.999), which is validated and saved as the model; 0 for none."""
+    fsdp: bool = False
+    """Under torchrun: each process keeps a part of every tower's weights, gradients and moments (FSDP2), not all."""
+    ring: bool = False
+    """Under torchrun: captions travel around a ring of processes, so that none holds those of the whole batch."""
     compile: bool = False
     """Compile the image tower with torch.compile: the first step takes a minute or more; see `oblique-clip bench`."""
 
@@ -260,6 +269,10 @@ class TrainConfig:
     """Where these lines also go, separated by commas: tensorboard, wandb, trackio; "" for nowhere else."""
     eval_every: int = 0
     """Steps between two validations; 0 validates ten times a run."""
+    save_every: int = 0
+    """Steps between two states that --resume can go on from; 0 takes as many as cost no more than 2 % of the time."""
+    keep: int = 3
+    """States that are kept, the newest ones."""
     start_from: str | None = None
     """A model to go on from, with its sizes: a run folder, a checkpoint, a shipped model or open_clip:NAME/TAG. One on
     sphere(n*m) becomes oblique(n,m) where --topology says so."""
@@ -354,14 +367,16 @@ def write_json(path: Path, value: Any) -> None:
 # Where numbers must lie, by field name, in any of the dataclasses above.
 RANGES: dict[str, str] = {
     **dict.fromkeys(("image_size", "patch_size", "embed_dim", "workers", "steps", "log_every", "rounds"), "[1, inf)"),
+    "keep": "[1, inf)",
     **dict.fromkeys(("vision_width", "vision_layers", "vision_heads"), "[1, inf)"),
     **dict.fromkeys(("text_width", "text_layers", "text_heads"), "[1, inf)"),
     **dict.fromkeys(("context_length", "batch_size"), "[2, inf)"),
     **dict.fromkeys(("epochs", "lr", "point_lr", "init_scale", "final_scale", "distill_temperature"), "(0, inf)"),
-    **dict.fromkeys(("weight_decay", "clip_grad", "seed", "threads", "eval_every"), "[0, inf)"),
+    **dict.fromkeys(("weight_decay", "clip_grad", "seed", "threads", "eval_every", "save_every"), "[0, inf)"),
+    "max_bad_steps": "[0, inf)",
     **dict.fromkeys(("caption_noise", "warmup", "distill_weight", "max_bad_fraction"), "[0, 1]"),
     "micro_batch": "[1, inf)",
-    **dict.fromkeys(("beta2", "patch_dropout"), "[0, 1)"),
+    **dict.fromkeys(("beta2", "patch_dropout", "ema"), "[0, 1)"),
     "max_scale": "(0, inf]",
 }
 

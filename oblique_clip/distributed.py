@@ -118,7 +118,9 @@ class Ranks(Peers):
             self._small = None if backend == "gloo" else dist.new_group(backend="gloo", timeout=self._timeout)
         except RuntimeError as error:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise UserError(f"rank {self.rank} did not meet {self.world - 1} others at {where}: {_line(error)}") from error
+            raise UserError(
+                f"rank {self.rank} did not meet {self.world - 1} others at {where}: {_line(error)}"
+            ) from error
 
     def sizes(self, count: int) -> list[int]:
         counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
@@ -400,3 +402,33 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
 
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized())
     set_optimizer_state_dict(model, optimizer, state, options=options)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor put together from the parts that ranks have of it, where every rank must ask; others as they are.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.distributed import whole
+        >>> whole(torch.ones(2)).tolist()
+        [1.0, 1.0]
+    """
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor as `like` is: on its device, and this rank's part alone where `like` is one.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.distributed import placed
+        >>> placed(torch.ones(2), torch.zeros(2)).tolist()
+        [1.0, 1.0]
+    """
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(like, DTensor) and value.shape == like.shape:
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    return value.to(like.device)

@@ -9,7 +9,9 @@ import importlib
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from .config import TrainConfig, to_json
@@ -124,9 +126,11 @@ class Log:
         {"step": 1, "loss": 2.5}
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, done: int = 0) -> None:
         self._loggers = [LOGGERS[name].open(config) for name in loggers_of(config.log)]
-        self._file = (config.out / "metrics.jsonl").open("w", encoding="utf-8")
+        self._out, path = config.out, config.out / "metrics.jsonl"
+        path.write_text("".join(_lines_until(path, done)), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def __enter__(self) -> Log:
         return self
@@ -142,3 +146,30 @@ class Log:
         figures = {name: value for name, value in line.items() if name != "step"}
         for logger in self._loggers:
             logger.log(int(line["step"]), figures)
+
+    def note(self, name: str, line: dict[str, Any]) -> None:
+        """A line of JSON in a file of its own."""
+        with (self._out / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def warn(self, step: int, warning: str) -> None:
+        """Say something aloud, and keep it with the figures."""
+        print(f"oblique-clip: warning, step {step:,}: {warning}", file=sys.stderr)
+        self._file.write(json.dumps({"step": step, "warning": warning}) + "\n")
+
+    def sync(self) -> None:
+        """What was said so far is on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def _lines_until(path: Path, done: int) -> list[str]:
+    """The lines of a file of metrics up to a step: what stands behind it will be said again, and a cut line is none."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if done and path.exists() else ():
+        try:
+            if json.loads(line)["step"] <= done:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return kept

@@ -267,7 +267,9 @@ def _tiled(
     enabled = torch.is_grad_enabled()
     # Autocast would run the products of the gradients in bfloat16, as it would the similarity's.
     with torch.autocast(x.device.type, enabled=False):
-        loss: Tensor = _TiledLoss.apply(rule, share, topology, shape, enabled, x, y, scale, bias, *topology.parameters())
+        loss: Tensor = _TiledLoss.apply(
+            rule, share, topology, shape, enabled, x, y, scale, bias, *topology.parameters()
+        )
     return loss
 
 

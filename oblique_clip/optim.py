@@ -8,9 +8,11 @@ from typing import Any
 
 import geoopt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .config import OptimConfig
+from .distributed import clip_gradients, placed, whole
+from .errors import UserError
 
 # Decay pulls matrices towards zero; these are read additively, or set a scale, and are left alone in every form alike.
 NO_DECAY = ("reg_token", "cls_token", "class_tokens", "class_embedding", "latent", "pos_embed", "positional_embedding")
@@ -68,7 +70,7 @@ class Optimizer:
         >>> for _ in range(4):
         ...     loss, _, _ = train_step(model, images, ids, None, "info_nce", "float32")
         ...     print(f"{optimizer.lr:.4f}")
-        ...     optimizer.step()
+        ...     _ = optimizer.step(loss)
         0.0005
         0.0010
         0.0010
@@ -84,41 +86,85 @@ class Optimizer:
         free = [(name, p) for name, p in named if not isinstance(p, geoopt.ManifoldParameter)]
         groups = decay_groups(free, config.weight_decay)
         betas = (0.9, config.beta2)
-        self._parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, config.lr, betas, 1e-6, fused=True)]
+        # Each optimiser with its highest rate.
+        self._parts: list[tuple[torch.optim.Optimizer, float]] = [
+            (torch.optim.AdamW(groups, config.lr, betas, 1e-6, fused=True), config.lr)
+        ]
         if points:
-            self._parts.append(geoopt.optim.RiemannianAdam(points, config.point_lr, betas, 1e-6))
-        self._parameters = [p for _, p in named]
-        self._clip_grad = config.clip_grad
-        schedule = _schedule(total_steps, config.warmup)
-        self._schedules = [torch.optim.lr_scheduler.LambdaLR(part, schedule) for part in self._parts]
+            self._parts.append((geoopt.optim.RiemannianAdam(points, config.point_lr, betas, 1e-6), config.point_lr))
+        self._named = dict(named)
+        self._clip_grad, self._guarded = config.clip_grad or math.inf, bool(config.clip_grad or config.max_bad_steps)
+        self._schedule = _schedule(total_steps, config.warmup)
+        self._done = 0
+        self._set_rates()
 
     @property
     def lr(self) -> float:
         """Learning rate of the next step, of Euclidean parameters."""
-        return float(self._parts[0].param_groups[0]["lr"])
+        return float(self._parts[0][0].param_groups[0]["lr"])
 
-    def step(self) -> None:
-        """Clip the gradient, move every parameter, clear the gradient and advance the schedule."""
-        if self._clip_grad:
-            nn.utils.clip_grad_norm_(self._parameters, self._clip_grad)
-        for part in self._parts:
-            part.step()
+    def step(self, loss: Tensor | None = None) -> Tensor | None:
+        """Clip the gradient, move every parameter, clear the gradient and advance the schedule.
+
+        A gradient, or a `loss`, that is not finite moves nothing, neither parameters nor moments.
+
+        Returns:
+            Whether that was so, a bool on the parameters' device; None where nobody looked, as neither `clip_grad` nor
+            `max_bad_steps` ask for it.
+        """
+        bad: Tensor | None = None
+        if self._guarded:
+            norm = clip_gradients(self._named.values(), self._clip_grad)
+            bad = ~(norm if loss is None else norm + loss.to(norm)).isfinite()
+        for part, _ in self._parts:
+            _guarded_step(part, bad)
             part.zero_grad(set_to_none=True)
-        for schedule in self._schedules:
-            schedule.step()
+        self._done += 1
+        self._set_rates()
+        return bad
+
+    def _set_rates(self) -> None:
+        for part, highest in self._parts:
+            for group in part.param_groups:
+                group["lr"] = highest * self._schedule(self._done)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"parts": [p.state_dict() for p in self._parts], "schedules": [s.state_dict() for s in self._schedules]}
+        """`steps` taken, and every moment as "parameter/name": of sharded parameters whole, for which all ranks ask."""
+        name_of: dict[Tensor, str] = {parameter: name for name, parameter in self._named.items()}
+        moments = {
+            f"{name_of[parameter]}/{key}": whole(torch.as_tensor(value))
+            for part, _ in self._parts
+            for parameter, own in part.state.items()
+            for key, value in own.items()
+        }
+        return {"steps": self._done, "moments": moments}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for part, saved in zip(self._parts, state["parts"], strict=True):
-            part.load_state_dict(saved)
-            if isinstance(part, geoopt.optim.RiemannianAdam):
-                # Loading makes the counts float32 tensors, as AdamW has them; geoopt's correction of bias would round.
-                for moments in part.state.values():
-                    moments["step"] = int(moments["step"])
-        for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
-            schedule.load_state_dict(saved)
+        """Go on where `state_dict` was asked; rates are those of this optimiser's own settings.
+
+        Raises:
+            UserError: for moments of other parameters.
+        """
+        for place, value in state["moments"].items():
+            name, key = place.rsplit("/", 1)
+            if name not in self._named:
+                raise UserError(f"no parameter {name!r} is trained here, but there are moments of one")
+            parameter = self._named[name]
+            points = isinstance(parameter, geoopt.ManifoldParameter)
+            own = self._parts[-1 if points else 0][0].state[parameter]
+            # geoopt counts in Python, where its correction of bias does not round.
+            own[key] = int(value) if points and key == "step" else placed(value, parameter)
+        self._done = int(state["steps"])
+        self._set_rates()
+
+
+def _guarded_step(part: torch.optim.Optimizer, bad: Tensor | None) -> None:
+    """A step, unless `bad` is true. Of AdamW on a GPU the kernel itself looks, so that nothing waits for the device."""
+    if bad is not None and bad.device.type == "cuda" and isinstance(part, torch.optim.AdamW):
+        part.grad_scale, part.found_inf = None, bad.float()  # type: ignore[attr-defined]  # as of torch.amp.GradScaler
+        part.step()
+    elif bad is None or not bad:
+        part.step()
 
 
 def _schedule(total: int, warmup: float) -> Callable[[int], float]:

@@ -5,6 +5,7 @@ The loss and the step speak to a `Peers`; distributed.py has the one over torch.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -72,3 +73,16 @@ class Peers:
 
 
 ALONE = Peers()
+
+
+def everyone_says(peers: Peers, value: Value) -> list[Value]:
+    """What each rank has to say, of what JSON can hold, by rank.
+
+    Examples:
+        >>> from oblique_clip.peers import ALONE, everyone_says
+        >>> everyone_says(ALONE, {"lost": 3})
+        [{'lost': 3}]
+    """
+    letters = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=peers.device)
+    sizes = peers.sizes(len(letters))
+    return [json.loads(bytes(part.tolist())) for part in peers.gather(letters, sizes).split(sizes)]

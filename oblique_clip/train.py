@@ -6,47 +6,58 @@ and, once finished, result.json.
 
 from __future__ import annotations
 
-import math
+import errno
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from .checkpoint import BEST, LAST, Loaded, load, save_model
 from .config import DataConfig, OptimConfig, TrainConfig, check_ranges, to_json, write_json
-from .data.batches import Batch, MapBatches, TrainingData, prefetch
-from .data.images import Augmentation, Preprocess, TrainingPixels
+from .data.batches import MapBatches, TrainingData
+from .data.order import Share
 from .data.sources import open_training_data
-from .device import forget_peak_memory, peak_memory_mib, pick_device, send, versions
-from .distill import SoftTargets, Teacher, open_teacher, refuse_seen
+from .device import forget_peak_memory, peak_memory_mib, versions
+from .distill import open_teacher, refuse_seen
+from .distributed import joined, parallel
 from .errors import UserError
 from .evaluate.calibration import FITTED
-from .evaluate.encode import evaluating
-from .evaluate.tasks import HeldOut, calibration_scales, evaluate_emoji, validation_score
-from .logs import Log, loggers_of
-from .model import DualEncoder, create_model, preprocess_of, tokenizer_of
+from .evaluate.tasks import HeldOut, calibration_scales, evaluate_emoji
+from .logs import loggers_of
+from .loop import Loop, Parts
+from .model import create_model, preprocess_of, tokenizer_of
 from .optim import Optimizer
+from .peers import Peers, everyone_says
+from .progress import Come
+from .resume import ORDER, place_to_go_on
 from .start import start_weights
-from .step import train_step
+from .state import State, newest
 
-VALIDATIONS = 10
-# Numbers of a similarity matrix that logging holds at once: as many as a tile of the loss on the CPU.
-HELD = 2**20
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
-def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
+def train(
+    config: TrainConfig, quiet: bool = False, resume: bool = False, override: Sequence[str] = ()
+) -> dict[str, Any]:
     """Run a configuration to its end and return what result.json says.
 
+    Under torchrun every process runs it, the batch is shared among them, and the first one writes and returns the
+    result; the others return {}.
+
+    Args:
+        resume: go on with the run in `config.out`, as if it had never stopped; see `resume.check_same`.
+        override: settings that are others than the run began with, on purpose.
+
     Raises:
-        UserError: for a configuration that cannot be run, before anything is written.
+        UserError: for a configuration that cannot be run, before anything is written; on a full disk; where a run
+            diverges, or its data are worse than it bears.
+        Stopped: when SIGINT or SIGTERM ended it in good order.
 
     Examples:
         >>> import tempfile
@@ -78,69 +89,161 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
     """
     check_ranges(config)
     loggers_of(config.log)
-    device = pick_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    arch = config.model.arch
+    with _told(config), joined(config.device, ring=config.optim.ring) as peers:
+        began = time.perf_counter()
+        loop = _prepare(config, peers, resume, override)
+        loop.run(quiet or peers.rank > 0)
+        lost = sum((Counter(said) for said in everyone_says(peers, loop.come.lost)), Counter(loop.parts.data.left_out))
+        trained, memory = time.perf_counter() - began, peak_memory_mib(peers.device)
+    if peers.rank > 0:
+        return {}
+    result = {
+        **_figures(loop),
+        "train_seconds": round(trained, 2),
+        "wall_seconds": round(time.perf_counter() - began, 2),
+        "peak_memory_mib": memory,
+        "skipped": dict(lost),
+        "processes": peers.world,
+        "command": " ".join(["oblique-clip", *sys.argv[1:]]),
+    }
+    write_json(config.out / "result.json", result)
+    return result
+
+
+def _prepare(config: TrainConfig, peers: Peers, resume: bool, override: Sequence[str]) -> Loop:
+    """Everything that a run is made of, new or as a state on disk says, with its config.json written."""
     tokenizer = tokenizer_of(config.model)
     # Before the seed is set: building the teacher draws weights.
-    teacher = open_teacher(config.loss, config.data, tokenizer, device)
+    teacher = open_teacher(config.loss, config.data, tokenizer, peers.device)
+    _check_many(config, peers)
     if config.start_from:
         refuse_seen("--start-from", config.start_from, config.data)
-    data = open_training_data(config.data, tokenizer, config.optim.batch_size, arch.image_size, config.seed)
+    # A larger teacher sees its pictures as they are.
+    side = max(config.model.arch.image_size, int(teacher.loaded.preprocess.image_size) if teacher else 0)
+    share = Share(peers.rank, peers.world)
+    data = open_training_data(config.data, tokenizer, config.optim.batch_size, side, config.seed, share)
     steps = total_steps(config.optim, data)
-    if (config.out / "result.json").exists():
-        raise UserError(f"{config.out} holds a finished run; name another --out or remove it")
+    state = _state_to_go_on(config, resume)
     torch.manual_seed(config.seed)
-    model = create_model(config.model, config.loss.loss).to(device)
-    if config.start_from:
+    model = create_model(config.model, config.loss.loss, pretrained=config.start_from is None and state is None)
+    model.to(peers.device)
+    if state is not None:
+        model.load_state_dict(state.group("model"))
+    elif config.start_from:
         start_weights(model, config)
     model.set_grad_checkpointing(config.optim.grad_checkpointing)
     if config.optim.compile:
         model.visual.compile()
     held_out = HeldOut(config.data) if config.data.data == "emoji" else None
-    config.out.mkdir(parents=True, exist_ok=True)
-    write_json(config.out / "config.json", to_json(config))
-    _record_noise(config.out, config.data, data)
-
-    forget_peak_memory(device)
+    if peers.rank == 0:
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_json(config.out / "config.json", to_json(config))
+        _record_noise(config.out, config.data, data)
+    forget_peak_memory(peers.device)
+    # Before the optimiser: sharded towers have parameters of their own.
+    towers = parallel(model, peers, config.optim.fsdp)
     optimizer = Optimizer(model, config.optim, steps)
+    come, average = Come(), None
+    if state is not None:
+        come = _come_of(state, data, peers, fresh=not set(override).isdisjoint(ORDER))
+        optimizer.load_state_dict({"steps": state.step, "moments": state.group("moments")})
+        average = state.group("average") or None
     loaded = Loaded(model, preprocess_of(model), tokenizer)
-    loop = _Loop(config, loaded, teacher, data, held_out, optimizer, steps, device)
-    began = time.perf_counter()
-    loop.run(quiet)
-    trained, memory = time.perf_counter() - began, peak_memory_mib(device)
-    best = load(config.out, device)
+    return Loop(Parts(config, loaded, towers, optimizer, data, held_out, teacher, peers, steps), come, average)
+
+
+def _check_many(config: TrainConfig, peers: Peers) -> None:
+    if config.optim.ema and config.optim.fsdp:
+        raise UserError("--ema averages whole weights, and --fsdp cuts them into parts: take one of the two")
+    if config.loss.distill_from and peers.world > 1:
+        raise UserError(
+            "--distill-from compares the pairs of one process: take one, with --micro-batch where memory ends"
+        )
+
+
+def _state_to_go_on(config: TrainConfig, resume: bool) -> State | None:
+    """The newest intact state where a run is gone on with; None for one that begins.
+
+    Raises:
+        UserError: where the folder holds a run that is finished, or one that is not to be gone on with.
+    """
+    if (config.out / "result.json").exists():
+        raise UserError(f"{config.out} holds a finished run; name another --out or remove it")
+    if not resume:
+        if (config.out / "config.json").exists():
+            raise UserError(
+                f"{config.out} holds a run that is not finished: go on with --resume {config.out}, or remove it"
+            )
+        return None
+    state, damaged = newest(config.out / "checkpoints")
+    for reason in damaged:
+        print(f"oblique-clip: left alone: {reason}", file=sys.stderr)
+    where = "its first step, as it has no intact state" if state is None else f"step {state.step:,}"
+    print(f"oblique-clip: {config.out} goes on from {where}", file=sys.stderr)
+    return state
+
+
+def _come_of(state: State, data: TrainingData, peers: Peers, fresh: bool) -> Come:
+    place = place_to_go_on(state.facts, data.fingerprint(), peers, stream=data.pairs is None, fresh=fresh)
+    come = Come.of(state.facts["come"], place)
+    each = state.facts["each"]
+    if len(each) == peers.world:
+        come.read, come.lost = each[peers.rank]["read"], Counter(each[peers.rank]["lost"])
+    elif peers.rank == 0:
+        come.read, come.lost = sum(one["read"] for one in each), sum((Counter(one["lost"]) for one in each), Counter())
+    else:
+        come.read, come.lost = 0, Counter()
+    return come
+
+
+def _figures(loop: Loop) -> dict[str, Any]:
+    """What a finished run has come to, judged at its best checkpoint and at its last."""
+    config, come, held_out, device = loop.config, loop.come, loop.parts.held_out, loop.parts.peers.device
+    judged = {name: load(config.out / "checkpoints" / name, device) for name in (BEST, LAST)}
     if held_out:
-        for name, judged in ((BEST, best), (LAST, loaded)):
-            judged.model.temperature.calibrated = calibration_scales(judged, held_out).get(FITTED)
-            save_model(judged.model, config.model, config.out / "checkpoints" / name, config.data)
-    result = {
+        for name, loaded in judged.items():
+            loaded.model.temperature.calibrated = calibration_scales(loaded, held_out).get(FITTED)
+            save_model(loaded.model, config.model, config.out / "checkpoints" / name, config.data)
+    return {
         "format_version": 1,
         "form": config.model.form,
-        "topology": model.topology.spec,
+        "topology": loop.model.topology.spec,
         "seed": config.seed,
-        "steps": steps,
+        "steps": loop.parts.steps,
         "batch_size": config.optim.batch_size,
-        "loss": loop.last["loss"],
-        "scale": loop.last["scale"],
-        "best": loop.best,
+        "loss": come.last["loss"],
+        "scale": come.last["scale"],
+        "best": come.best,
         # Validation is noisy: beside the best checkpoint stands the last, which nothing chose.
-        "evaluation": evaluate_emoji(best, held_out) if held_out else {},
-        "last_evaluation": evaluate_emoji(loaded, held_out) if held_out else {},
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "train_seconds": round(trained, 2),
-        "wall_seconds": round(time.perf_counter() - began, 2),
+        "evaluation": evaluate_emoji(judged[BEST], held_out) if held_out else {},
+        "last_evaluation": evaluate_emoji(judged[LAST], held_out) if held_out else {},
+        "parameters": sum(p.numel() for p in judged[LAST].model.parameters()),
         "images_per_second": round(loop.rate(), 1),
-        "peak_memory_mib": memory,
-        "skipped": dict(data.skipped),
+        "bad_steps": come.bad_steps,
+        "warnings": come.warnings,
+        "resumed": come.resumed,
         "versions": versions(),
         "device": str(device),
         "threads": torch.get_num_threads(),
-        "command": " ".join(["oblique-clip", *sys.argv[1:]]),
     }
-    write_json(config.out / "result.json", result)
-    return result
+
+
+@contextmanager
+def _told(config: TrainConfig) -> Iterator[None]:
+    """Say in one line what a full disk, or a compiler that is not there, does to a run."""
+    try:
+        yield
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        raise UserError(f"--compile: torch cannot compile here ({str(error).splitlines()[0]}); leave it out") from error
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise UserError(
+            f"cannot write {error.filename or config.out}: {error.strerror}; what was saved before is as it was: make "
+            f"room, and go on with --resume {config.out}"
+        ) from error
 
 
 def total_steps(config: OptimConfig, data: TrainingData) -> int:
@@ -155,142 +258,6 @@ def total_steps(config: OptimConfig, data: TrainingData) -> int:
     if steps < 1:
         raise UserError(f"this run has {steps} steps; give it more --epochs or --steps")
     return steps
-
-
-@dataclass
-class _Loop:
-    """The state of a running loop."""
-
-    config: TrainConfig
-    loaded: Loaded
-    teacher: Teacher | None
-    data: TrainingData
-    held_out: HeldOut | None
-    optimizer: Optimizer
-    steps: int
-    device: torch.device
-    last: dict[str, float] = field(default_factory=dict)
-    best: dict[str, float] = field(default_factory=dict)
-    _busy: float = 0.0
-    _since: float = field(default_factory=time.perf_counter)
-    _images: int = 0
-
-    def rate(self) -> float:
-        """Pairs a second, of training and of waiting for its data; validation is left out."""
-        return self._images / max(self._busy, 1e-9)
-
-    def _count_time(self, training: bool) -> None:
-        """Add the time since the last call to that of training, waiting for data included, or leave it out."""
-        now = time.perf_counter()
-        self._busy += (now - self._since) * training
-        self._since = now
-
-    def run(self, quiet: bool) -> None:
-        with Log(self.config) as log, _progress_bar(self.steps, str(self.config.out), quiet) as show:
-            batches = self.data.batches()
-            if self.device.type == "cuda":
-                batches = map(Batch.pinned, batches)
-            self._count_time(training=False)
-            for batch in prefetch(batches):
-                self._one(batch, log, show)
-                if batch.step + 1 == self.steps:
-                    break
-        self._save(LAST)
-        if not self.best:
-            self._save(BEST)
-
-    def _one(self, batch: Batch, log: Log, show: Callable[..., None]) -> None:
-        done, model, optim = batch.step + 1, self.loaded.model, self.config.optim
-        soft = self._soft_targets(batch)
-        loss, image_points, text_points = train_step(
-            model,
-            self._pixels(batch, self.loaded.preprocess),
-            batch.ids,
-            send(batch.groups, self.device) if self.config.loss.positives == "caption" else None,
-            self.config.loss.loss,
-            optim.precision,
-            optim.micro_batch,
-            soft,
-        )
-        logged = done % self.config.log_every == 0 or done in (1, self.steps)
-        lr, apart = self.optimizer.lr, {}
-        if logged and soft is not None:
-            with torch.no_grad():
-                apart = {"divergence": soft.divergence(image_points, text_points).item()}
-        self.optimizer.step()
-        model.temperature.update(done / self.steps)
-        self._images += len(batch.squares)
-        if logged:
-            self.last = {"loss": loss.item(), "scale": model.temperature.scale.item(), "lr": lr, **apart}
-            if not math.isfinite(self.last["loss"]):
-                raise UserError(f"the loss is {self.last['loss']} at step {done}: the run diverged; try a lower --lr")
-            self.last |= similarity_figures(model, image_points, text_points)
-        self._count_time(training=True)
-        if logged:
-            log({"step": done, **self.last, "images_per_second": self.rate(), "seconds": self._busy})
-        show(done, self.last, self.rate())
-        every = self.config.eval_every or max(1, self.steps // VALIDATIONS)
-        if done % every == 0 or done == self.steps:
-            self._validate(done, log)
-            self._count_time(training=False)
-
-    def _soft_targets(self, batch: Batch) -> SoftTargets | None:
-        """What the teacher says of a batch in the student's own view of it, at the teacher's size."""
-        if self.teacher is None:
-            return None
-        optim, images = self.config.optim, self._pixels(batch, self.teacher.loaded.preprocess)
-        return self.teacher.targets(self.loaded.model, images, batch.ids, optim.precision, optim.micro_batch)
-
-    def _pixels(self, batch: Batch, preprocess: Preprocess) -> TrainingPixels:
-        """As a model wants them; one batch and step give every model the same crops and colours."""
-        if not self.config.data.augment:
-            return TrainingPixels(batch.squares, preprocess, self.device)
-        seed = int(np.random.default_rng((self.config.seed, 3, batch.step)).integers(2**62))
-        return TrainingPixels(batch.squares, preprocess, self.device, Augmentation.draw(len(batch.squares), seed))
-
-    def _validate(self, step: int, log: Log) -> None:
-        score = None if self.held_out is None else validation_score(self.loaded, self.held_out)
-        self._save(LAST)
-        if score is None:
-            return
-        log({"step": step, **{f"val_{name}": value for name, value in score.items()}})
-        headline = next(iter(score))
-        if not self.best or score[headline] > self.best[headline]:
-            self.best = {"step": step, **score}
-            self._save(BEST)
-
-    def _save(self, name: str) -> None:
-        save_model(self.loaded.model, self.config.model, self.config.out / "checkpoints" / name, self.config.data)
-
-
-def similarity_figures(model: DualEncoder, image_points: Tensor, text_points: Tensor) -> dict[str, float]:
-    """Mean similarity of pairs and of all others in a batch, and the margin between the two."""
-    count, pairs, everything = len(image_points), image_points.new_zeros(()), image_points.new_zeros(())
-    with evaluating(model):
-        rows = max(1, HELD // (count * model.topology.held_a_pair))
-        for start in range(0, count, rows):
-            similarity = model.topology.similarity(image_points[start : start + rows], text_points)
-            pairs = pairs + similarity.diagonal(start).sum()
-            everything = everything + similarity.sum()
-        others = (everything - pairs) / (count * (count - 1))
-        pairs = pairs / count
-    return {"positive": pairs.item(), "negative": others.item(), "margin": (pairs - others).item()}
-
-
-@contextmanager
-def _progress_bar(steps: int, title: str, quiet: bool) -> Iterator[Callable[..., None]]:
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  scale {task.fields[scale]:.2f}  {task.fields[rate]:.0f} img/s"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, disable=quiet) as progress:
-        task = progress.add_task(title, total=steps, loss=float("nan"), scale=float("nan"), rate=0.0)
-
-        def show(done: int, figures: dict[str, float], rate: float) -> None:
-            progress.update(task, completed=done, loss=figures["loss"], scale=figures["scale"], rate=rate)
-
-        yield show
 
 
 def _record_noise(out: Path, config: DataConfig, data: TrainingData) -> None:

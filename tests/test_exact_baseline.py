@@ -14,8 +14,8 @@ from oblique_clip.interop.open_clip import from_open_clip
 from oblique_clip.loss import LOSSES, info_nce
 from oblique_clip.model import DualEncoder, create_model
 from oblique_clip.optim import Optimizer
+from oblique_clip.step import train_step
 from oblique_clip.tokenizer import cut_to_longest, get_tokenizer
-from oblique_clip.train import train_step
 
 CAPTIONS = [
     "a photo of a red apple.",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from oblique_clip.config import ModelConfig, OptimConfig
 from oblique_clip.model import DualEncoder, create_model
 from oblique_clip.optim import Optimizer
-from oblique_clip.train import train_step
+from oblique_clip.step import train_step
 
 FORMS = {"clip": "sphere(32)", "sphere": "sphere(32)", "oblique": "oblique(8,4)"}
 SAME = 1e-6

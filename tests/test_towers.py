@@ -14,6 +14,7 @@ from oblique_clip.config import Architecture, ModelConfig, OptimConfig
 from oblique_clip.errors import UserError
 from oblique_clip.model import DualEncoder, create_model
 from oblique_clip.optim import Optimizer
+from oblique_clip.step import train_step
 from oblique_clip.tokenizer import PAD_ID
 from oblique_clip.towers import (
     OPEN_CLIP_WEIGHTS,
@@ -24,7 +25,6 @@ from oblique_clip.towers import (
     TokenProjection,
     init_blocks,
 )
-from oblique_clip.train import train_step
 
 VOCABULARY, N, M = 100, 8, 4
 END = VOCABULARY - 1

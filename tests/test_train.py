@@ -21,11 +21,12 @@ from oblique_clip.data.emoji import load_emoji
 from oblique_clip.data.splits import EmojiPairs
 from oblique_clip.errors import UserError
 from oblique_clip.evaluate import tasks
+from oblique_clip.loop import similarity_figures
 from oblique_clip.model import preprocess_of
 from oblique_clip.optim import Optimizer
 from oblique_clip.step import train_step
 from oblique_clip.tokenizer import get_tokenizer
-from oblique_clip.train import similarity_figures, train
+from oblique_clip.train import train
 
 SMALL = Architecture(patch_size=16, vision_width=32, vision_layers=1, text_width=32, text_layers=1)
 # Few pictures and names, so that a validation takes a fraction of a second.
@@ -95,7 +96,7 @@ def test_similarities_are_averaged_block_by_block(monkeypatch: pytest.MonkeyPatc
     expected = {"positive": dense.diagonal().mean().item(), "negative": others.item()}
     expected["margin"] = expected["positive"] - expected["negative"]
     for held in (1, 40, 100, 1024):
-        monkeypatch.setattr("oblique_clip.train.HELD", held)
+        monkeypatch.setattr("oblique_clip.loop.HELD", held)
         assert similarity_figures(model, images, texts) == pytest.approx(expected, rel=1e-12)
 
 
@@ -103,7 +104,7 @@ def test_similarities_are_averaged_block_by_block(monkeypatch: pytest.MonkeyPatc
 def test_logging_holds_no_more_than_a_tile_of_similarities(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = create_model(small(topology=spec, embed_dim=16))
     images, texts = model.topology.project(torch.randn(2, 256, 8, 2))
-    monkeypatch.setattr("oblique_clip.train.HELD", 8192)
+    monkeypatch.setattr("oblique_clip.loop.HELD", 8192)
     with LargestTensor() as largest:
         similarity_figures(model, images, texts)
     assert largest.numbers <= max(8192, images.numel())

@@ -52,7 +52,7 @@ def _of_size(size: str, config: BenchConfig, device: torch.device) -> list[Row]:
     ]
 
 
-def _repeated(step: Callable[[], None], model: nn.Module, gradients: list[torch.Tensor], steps: int) -> Task:
+def _repeated(step: Callable[[], object], model: nn.Module, gradients: list[torch.Tensor], steps: int) -> Task:
     parameters = list(model.parameters())
 
     def task() -> None:

@@ -1,0 +1,372 @@
+"""The loop of a training run: one step behind another, what is logged, judged and saved along the way."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .checkpoint import BEST, LAST, Loaded, save_model
+from .config import TrainConfig, to_json
+from .data.batches import Batch, TrainingData, prefetch
+from .data.faults import refuse_bad
+from .data.images import Augmentation, Preprocess, TrainingPixels
+from .data.order import Share
+from .device import send, versions
+from .distill import SoftTargets, Teacher
+from .distributed import whole
+from .errors import UserError
+from .evaluate.encode import evaluating
+from .evaluate.tasks import HeldOut, validation_score
+from .health import SAMPLE, BadSteps, collapsed, point_names, settle_points, spheres
+from .logs import Log
+from .model import DualEncoder
+from .optim import Optimizer
+from .peers import Peers, everyone_says
+from .progress import Come, progress_bar
+from .signals import Signals, Stopped, watched
+from .state import State, reseed, save
+from .step import Towers, train_step
+
+VALIDATIONS = 10
+# Numbers of a similarity matrix that logging holds at once: as many as a tile of the loss on the CPU.
+HELD = 2**20
+# By itself a run takes a state as often as that costs no more than this share of its time, but not more often than so
+# many seconds apart.
+SAVING_SHARE = 0.02
+SAVING_SECONDS = 30.0
+# Samples that the share of lost ones is judged by before an epoch is through.
+ENOUGH = 1000
+# Share of a run's steps for which the scale stands at its clamp before that is said.
+LONG = 0.2
+
+
+@dataclass
+class Parts:
+    """What a run is made of."""
+
+    config: TrainConfig
+    loaded: Loaded
+    towers: Towers
+    optimizer: Optimizer
+    data: TrainingData
+    held_out: HeldOut | None
+    teacher: Teacher | None
+    peers: Peers
+    steps: int
+
+
+class Loop:
+    """A run from where it stands to its last step.
+
+    Raises (from `run`):
+        Stopped: when a signal asked for it, with the state saved.
+        UserError: when too many steps in a row were not finite, or too many samples were lost.
+    """
+
+    def __init__(self, parts: Parts, come: Come, average: dict[str, Tensor] | None = None) -> None:
+        """`average` are the weights of the average where a run goes on with one."""
+        self.parts, self.come, self.config = parts, come, parts.config
+        self.model, self.points = parts.loaded.model, point_names(parts.loaded.model)
+        self.average = _average(self.model, self.config.optim.ema, average)
+        self.bad = BadSteps(self.config.optim.max_bad_steps, come.bad_steps)
+        self._since = time.perf_counter()
+        self._next_state = come.position.step + (self.config.save_every or 1)
+
+    @property
+    def judged(self) -> Loaded:
+        """What is validated and saved as the model: the average of the weights where there is one."""
+        if self.average is None:
+            return self.parts.loaded
+        model: Any = self.average.module
+        settle_points(model, self.points, "the average of the weights")
+        return self.parts.loaded._replace(model=model)
+
+    def rate(self) -> float:
+        """Pairs a second of all processes, waiting for data included; validation is left out."""
+        return self.come.images / max(self.come.busy, 1e-9)
+
+    def run(self, quiet: bool) -> None:
+        steps, first = self.parts.steps, self.parts.peers.rank == 0
+        log_file = Log(self.config, self.come.position.step) if first else _Silent()
+        with watched() as signals, log_file as log, progress_bar(steps, str(self.config.out), quiet) as show:
+            self._count_time(training=False)
+            for batch in self._batches():
+                self._one(batch, log, show)
+                if number := self._asked_to_stop(signals):
+                    self._stop(number, log)
+                if batch.step + 1 == steps:
+                    break
+        self._save(LAST)
+        if not self.come.best:
+            self._save(BEST)
+
+    def _batches(self) -> Iterator[Batch]:
+        if self.come.position.step >= self.parts.steps:
+            return iter(())
+        batches = self.parts.data.batches(self.come.position)
+        if self.parts.peers.device.type == "cuda":
+            batches = map(Batch.pinned, batches)
+        return prefetch(batches)
+
+    def _one(self, batch: Batch, log: Log | _Silent, show: Callable[..., None]) -> None:
+        done, optim, come, peers = batch.step + 1, self.config.optim, self.come, self.parts.peers
+        # Layers that draw do so alike whenever this step is taken.
+        reseed(self.config.seed, batch.step, peers.rank)
+        soft = self._soft_targets(batch)
+        loss, image_points, text_points = train_step(
+            self.model,
+            self._pixels(batch, self.parts.loaded.preprocess),
+            batch.ids,
+            send(batch.groups, peers.device) if self.config.loss.positives == "caption" else None,
+            self.config.loss.loss,
+            optim.precision,
+            optim.micro_batch,
+            soft,
+            self.parts.towers,
+        )
+        logged = done % self.config.log_every == 0 or done in (1, self.parts.steps)
+        lr, apart = self.parts.optimizer.lr, {}
+        if logged and soft is not None:
+            with torch.no_grad():
+                apart = {"divergence": soft.divergence(image_points, text_points).item()}
+        self.bad.watch(come.position, batch.keys, self.parts.optimizer.step(loss))
+        self.model.temperature.update(done / self.parts.steps)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self._note(batch)
+        if logged or peers.device.type == "cpu":
+            self._settle(log)
+        if logged:
+            come.last = {"loss": loss.item(), "scale": self.model.temperature.scale.item(), "lr": lr, **apart}
+            come.last |= similarity_figures(self.model, image_points, text_points)
+            self._look(image_points, text_points, log)
+        self._count_time(training=True)
+        if logged:
+            log({"step": done, **come.last, "images_per_second": self.rate(), "seconds": come.busy})
+        show(done, come.last, self.rate())
+        every = self.config.eval_every or max(1, self.parts.steps // VALIDATIONS)
+        if done % every == 0 or done == self.parts.steps:
+            self._validate(done, log)
+            self._count_time(training=False)
+        if done >= self._next_state and done < self.parts.steps:
+            self._keep_state(log)
+
+    def _note(self, batch: Batch) -> None:
+        """Count a batch, and stop where too many samples were lost on the way to it."""
+        come = self.come
+        come.position = batch.next
+        come.images += len(batch.squares) * self.parts.peers.world
+        come.lost.update(batch.failed)
+        if batch.next.epoch == 0:
+            come.read += len(batch.squares)
+        through = batch.next.epoch > 0 or batch.step + 1 == self.parts.steps
+        if come.lost and (through or come.read + come.lost.total() >= ENOUGH):
+            data = self.config.data
+            refuse_bad(come.lost, come.read, data.max_bad_fraction, data.data)
+
+    def _settle(self, log: Log | _Silent) -> None:
+        """Find out which of the last steps were not finite; they have moved nothing."""
+        for step, keys in self.bad.settle():
+            log.note("bad_steps.jsonl", {"step": step.step + 1, "keys": list(keys)})
+        self.come.bad_steps = self.bad.count
+        if not self.bad.exhausted:
+            return
+        # As nothing was moved, this is the state before the first of them, which will come to the same again.
+        self.come.position = self.bad.row[0].place
+        self._keep_state(log)
+        count, first = len(self.bad.row), self.come.position.step + 1
+        raise UserError(
+            f"the loss or its gradient was not finite in {count} steps in a row, from step {first}: the run diverged. "
+            f"--resume {self.config.out} comes to them again (their samples: bad_steps.jsonl); --override lr with a "
+            "lower --lr, or an earlier start, may not"
+        )
+
+    def _look(self, image_points: Tensor, text_points: Tensor, log: Log | _Silent) -> None:
+        """Say aloud what looks wrong in a logged step."""
+        come, temperature = self.come, self.model.temperature
+        images, texts = image_points[:SAMPLE], text_points[:SAMPLE]
+        found = spheres(images, self.model.topology)
+        if warning := collapsed(self.model.topology.similarity(images, texts), self.model.topology):
+            found.append(warning)
+        maximum = getattr(temperature, "maximum", math.inf)
+        come.clamped = come.clamped + 1 if come.last["scale"] >= 0.999 * maximum else 0
+        if come.clamped * self.config.log_every > LONG * self.parts.steps:
+            found.append(
+                f"the scale stands at its clamp of {maximum:g} for a fifth of the run: it wants to be larger; see "
+                "--max-scale, or look for pairs that occur twice"
+            )
+        for warning in found:
+            self._warn(warning, log)
+
+    def _warn(self, warning: str, log: Log | _Silent) -> None:
+        kind = warning.split(":")[0].lstrip("0123456789 ")
+        if all(said.split(":")[0].lstrip("0123456789 ") != kind for said in self.come.warnings):
+            self.come.warnings.append(warning)
+            log.warn(self.come.position.step, warning)
+
+    def _soft_targets(self, batch: Batch) -> SoftTargets | None:
+        """What the teacher says of a batch in the student's own view of it, at the teacher's size."""
+        if self.parts.teacher is None:
+            return None
+        optim, images = self.config.optim, self._pixels(batch, self.parts.teacher.loaded.preprocess)
+        return self.parts.teacher.targets(self.model, images, batch.ids, optim.precision, optim.micro_batch)
+
+    def _pixels(self, batch: Batch, preprocess: Preprocess) -> TrainingPixels:
+        """As a model wants them; one batch and step give every model the same crops and colours."""
+        peers, count = self.parts.peers, self.config.optim.batch_size
+        if not self.config.data.augment:
+            return TrainingPixels(batch.squares, preprocess, peers.device)
+        seed = int(np.random.default_rng((self.config.seed, 3, batch.step)).integers(2**62))
+        # Of the pairs of all processes, so that each picture is seen as in one process.
+        own = Augmentation.draw(count, seed)[Share(peers.rank, peers.world).part(count)]
+        return TrainingPixels(batch.squares, preprocess, peers.device, own[: len(batch.squares)])
+
+    def _validate(self, step: int, log: Log | _Silent) -> None:
+        held_out = self.parts.held_out
+        score = None if held_out is None else validation_score(self.judged, held_out)
+        # Every process judges, as sharded towers want it; so that all go on alike, the first one's figures count.
+        score = self.parts.peers.from_first(score)
+        self._save(LAST)
+        if score is None:
+            return
+        log({"step": step, **{f"val_{name}": value for name, value in score.items()}})
+        headline = next(iter(score))
+        if not self.come.best or score[headline] > self.come.best[headline]:
+            self.come.best = {"step": step, **score}
+            self._save(BEST)
+        if step == self.parts.steps and held_out is not None:
+            self._warn_of_chance(score[headline], len({record.concept for record in held_out.splits.val.records}), log)
+
+    def _warn_of_chance(self, top1: float, classes: int, log: Log | _Silent) -> None:
+        if classes > 1 and top1 <= 2 / classes:
+            self._warn(
+                f"validation is no better than chance: top-1 of {top1:.2%} among {classes:,} names; the run may be too "
+                "short, the rate wrong, or the captions not those of the pictures",
+                log,
+            )
+
+    def _save(self, name: str) -> None:
+        place = self.config.out / "checkpoints" / name
+        save_model(self.judged.model, self.config.model, place, self.config.data, write=self.parts.peers.rank == 0)
+
+    def _keep_state(self, log: Log | _Silent) -> None:
+        """Save a state, and decide which step the next one is due behind, the same on every process."""
+        began, peers, come = time.perf_counter(), self.parts.peers, self.come
+        come.drift = max(come.drift, settle_points(self.model, self.points, f"step {come.position.step}"))
+        state = self._state()
+        if peers.rank == 0:
+            # What was logged before this moment is not logged again behind it.
+            log.sync()
+            save(state, self.config.out / "checkpoints", self.config.keep)
+        now = time.perf_counter()
+        come.busy += now - self._since
+        self._since = now
+        a_step = come.busy / max(come.position.step, 1)
+        apart = max(SAVING_SECONDS, (now - began) / SAVING_SHARE)
+        due = self.config.save_every or max(1, math.ceil(apart / a_step))
+        self._next_state = come.position.step + peers.from_first(due)
+
+    def _state(self) -> State:
+        peers, come = self.parts.peers, self.come
+        optimizer = self.parts.optimizer.state_dict()
+        weights = {name: whole(value) for name, value in self.model.state_dict().items()}
+        average = {} if self.average is None else self.average.module.state_dict()
+        groups = {"model": weights, "average": average, "moments": optimizer["moments"]}
+        said = everyone_says(peers, {"position": come.position, "read": come.read, "lost": come.lost})
+        facts = {
+            "step": come.position.step,
+            "positions": [one["position"] for one in said],
+            "come": come.facts(),
+            "each": [{"read": one["read"], "lost": one["lost"]} for one in said],
+            "data": self.parts.data.fingerprint(),
+            "config": to_json(self.config),
+            "versions": versions(),
+        }
+        tensors = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+        return State(tensors, facts)
+
+    def _asked_to_stop(self, signals: Signals) -> int:
+        """The number of a signal that has come to any process; 0 for none. Of many, they agree at logged steps."""
+        peers = self.parts.peers
+        if peers.world == 1:
+            return signals.number
+        if self.come.position.step % self.config.log_every:
+            return 0
+        return int(peers.largest_(torch.tensor([signals.number], device=peers.device)))
+
+    def _stop(self, number: int, log: Log | _Silent) -> None:
+        self._settle(log)
+        self._keep_state(log)
+        name, step = signal.Signals(number).name, self.come.position.step
+        raise Stopped(
+            number,
+            f"stopped by {name} behind step {step:,} of {self.parts.steps:,}, all saved; go on with: "
+            f"oblique-clip train --resume {self.config.out}",
+        )
+
+    def _count_time(self, training: bool) -> None:
+        """Add the time since the last call to that of training, waiting for data included, or leave it out."""
+        now = time.perf_counter()
+        self.come.busy += (now - self._since) * training
+        self._since = now
+
+
+class _Silent:
+    """A `Log` of a process that says nothing."""
+
+    def __enter__(self) -> _Silent:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def __call__(self, line: dict[str, float]) -> None:
+        pass
+
+    def note(self, name: str, line: dict[str, Any]) -> None:
+        pass
+
+    def warn(self, step: int, warning: str) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+
+def _average(model: DualEncoder, decay: float, weights: dict[str, Tensor] | None) -> AveragedModel | None:
+    """A running average of the weights, which begins at those of the model; None without a decay."""
+    if not decay:
+        return None
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    if weights is not None:
+        average.module.load_state_dict(weights)
+        average.n_averaged += 1
+    return average
+
+
+def similarity_figures(model: DualEncoder, image_points: Tensor, text_points: Tensor) -> dict[str, float]:
+    """Mean similarity of pairs and of all others in a batch, and the margin between the two.
+
+    Of a batch of fewer than two pairs there is nothing to say.
+    """
+    count, pairs, everything = len(image_points), image_points.new_zeros(()), image_points.new_zeros(())
+    if count < 2:
+        return {}
+    with evaluating(model):
+        rows = max(1, HELD // (count * model.topology.held_a_pair))
+        for start in range(0, count, rows):
+            similarity = model.topology.similarity(image_points[start : start + rows], text_points)
+            pairs = pairs + similarity.diagonal(start).sum()
+            everything = everything + similarity.sum()
+        others = (everything - pairs) / (count * (count - 1))
+        pairs = pairs / count
+    return {"positive": pairs.item(), "negative": others.item(), "margin": (pairs - others).item()}
