@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,9 +39,7 @@ class Come:
 
     def facts(self) -> dict[str, Any]:
         """As JSON, but for the position."""
-        values = dataclasses.asdict(self)
-        del values["position"]
-        return values
+        return {name: value for name, value in vars(self).items() if name != "position"}
 
     @classmethod
     def of(cls, facts: dict[str, Any], position: Position) -> Come:
