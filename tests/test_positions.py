@@ -178,7 +178,11 @@ def test_a_fingerprint_tells_other_samples_and_nothing_else(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     assert opened(replace(config, data="data.csv"), 4).fingerprint() == before
     text = (tmp_path / "data.csv").read_text()
-    for changed in (text.replace("seven", "Seven", 1), text.replace("8.png,zero", "0.png,zero"), text[: text.rfind("15")]):
+    for changed in (
+        text.replace("seven", "Seven", 1),
+        text.replace("8.png,zero", "0.png,zero"),
+        text[: text.rfind("15")],
+    ):
         (tmp_path / "data.csv").write_text(changed)
         assert opened(config, 4).fingerprint() != before
     config = shards(tmp_path)
@@ -196,5 +200,7 @@ def test_windows_are_permutations_of_their_own_items(count: int, window: int, se
     whole = list(shuffled_windows(range(count), window, (seed,)))
     for start in range(0, count, window):
         assert sorted(whole[start : start + window]) == list(range(start, min(start + window, count)))
-    changed = list(shuffled_windows([-1] * min(window, count) + list(range(min(window, count), count)), window, (seed,)))
+    changed = list(
+        shuffled_windows([-1] * min(window, count) + list(range(min(window, count), count)), window, (seed,))
+    )
     assert changed[window:] == whole[window:]
