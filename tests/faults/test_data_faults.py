@@ -31,7 +31,7 @@ from oblique_clip.config import DataConfig
 from oblique_clip.data.captioned import of_json
 from oblique_clip.data.faults import BadSample, Lost, clean_caption, refuse_bad
 from oblique_clip.data.images import MAX_PIXELS, decode_square
-from oblique_clip.data.shards import read_records, read_shards
+from oblique_clip.data.shards import pairs_of, read_records, read_shards
 from oblique_clip.data.sources import open_training_data
 from oblique_clip.data.tables import open_table
 from oblique_clip.errors import UserError
@@ -247,7 +247,10 @@ def test_a_caption_json_counts_bad_captions_and_paths(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_paths_that_lead_out_of_the_data_folder_are_not_opened(tmp_path: Path) -> None:
+@pytest.mark.parametrize("relative", [False, True])
+def test_paths_that_lead_out_of_the_data_folder_are_not_opened(
+    relative: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "data"
     (folder / "more").mkdir(parents=True)
     for path in (folder / "a.png", tmp_path / "secret.png", tmp_path / "data2.png"):
@@ -262,6 +265,9 @@ def test_paths_that_lead_out_of_the_data_folder_are_not_opened(tmp_path: Path) -
     ]
     inside = ["a.png", "more/../a.png", str(folder / "a.png"), "./a.png"]
     table = write_table(folder / "data.csv", [(name, "a") for name in outside + inside])
+    if relative:
+        monkeypatch.chdir(folder)
+        table = Path("data.csv")
     pairs = open_table(table, DataConfig(), SIDE)
     assert len(pairs.fetch(np.arange(len(pairs)))[1]) == len(pairs) == 4
     assert pairs.skipped == {"path outside the data folder": 6}
@@ -486,3 +492,10 @@ def test_a_csv_of_one_unclosed_quote_ends(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text(file.getvalue() + 'a.png,"' + "\na.png,b" * 20_000)
     pairs = open_table(tmp_path / "data.csv", DataConfig(), SIDE)
     assert pairs.left_out["unreadable row"] >= 1 and pairs.captions(0) == ("a",)
+
+
+def test_a_key_that_is_no_text_has_a_name_that_can_be_written(tmp_path: Path) -> None:
+    path = write_members(tmp_path / "x.tar", [("\udcff.png", png(1)), ("\udcfe.png", png(2)), ("\udcfe.txt", b"two")])
+    lost = Lost()
+    (pair,) = pairs_of(read_records([str(path)], lost), lost)
+    assert pair.name.encode() == rb"x.tar/\udcfe" and lost.examples["no caption"].encode() == rb"x.tar/\udcff"
