@@ -28,7 +28,7 @@ SIDE = 64
 
 @dataclass(frozen=True)
 class DataCommand:
-    """Describe a data set and show some of its pairs."""
+    """Describe a data set and show some of its pairs. `oblique-clip data check PATH` reads one to its end instead."""
 
     source: DataConfig = field(default_factory=DataConfig)
     show: int = 10

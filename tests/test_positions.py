@@ -153,6 +153,8 @@ def test_a_process_whose_part_cannot_be_read_keeps_step_with_the_others(tmp_path
 def test_a_pass_over_shards_gives_every_sample_to_one_process(world: int, tmp_path: Path) -> None:
     """By shards where there are enough of them, else by samples; what is wrong is counted once too."""
     config = replace(shards(tmp_path), twins="allow")
+    with (tmp_path / "x-0.tar").open("ab") as shard:
+        shard.write(b"more")
     data = [opened(config, world * (2 if world == 1 else 1), Share(rank, world)) for rank in range(world)]
     passes = [list(takewhile(lambda batch: batch.next.epoch == 0, one.batches())) for one in data]
     seen = Counter(key.split("/")[1] for one in passes for batch in one for key in batch.keys)
@@ -162,7 +164,7 @@ def test_a_pass_over_shards_gives_every_sample_to_one_process(world: int, tmp_pa
     assert all(count == 1 for count in seen.values())
     # What is read behind the last batch of a pass is said by the next pass.
     failed += sum((next(one.batches(passes[rank][-1].next)).failed for rank, one in enumerate(data)), Counter())
-    assert failed == {"unreadable image": 4, "no caption": 3}
+    assert failed == {"unreadable image": 4, "no caption": 3, "damaged shard": 1}
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(tmp_path: Path) -> None:

@@ -155,12 +155,14 @@ def read_records(urls: list[str], lost: Lost) -> Iterator[dict[str, Any]]:
 
 
 def _keyed(members: Iterable[Member]) -> Iterator[tuple[str, str, Member]]:
-    """Members with their keys and extensions; those of no sample are passed over: `__meta__` and hidden files."""
+    """Members with their keys and extensions; those of no sample, such as hidden files, are passed over."""
     from webdataset.tariterators import base_plus_ext
 
     for member in members:
         key, extension = base_plus_ext(member.name)
-        if key is not None and not re.match(r"__[^/]*__($|/)", member.name):
+        if member.cause and key is None:
+            yield member.name, "", member
+        elif key is not None and not re.match(r"__[^/]*__($|[./])", member.name):
             yield key, extension.lower(), member
 
 

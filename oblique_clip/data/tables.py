@@ -154,11 +154,10 @@ def below(root: Path, image: object) -> Path:
         raise BadSample("no image")
     if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in image):
         raise BadSample("path not UTF-8")
-    # As text alone, so that what was checked is what is opened.
-    path = Path(os.path.normpath(root / image))
-    if not path.absolute().is_relative_to(os.path.normpath(root.absolute())):
+    here, path = (Path(os.path.normpath(place)) for place in (root.absolute(), root.absolute() / image))
+    if not path.is_relative_to(here):
         raise BadSample(OUTSIDE, image)
-    return path
+    return root / path.relative_to(here)
 
 
 def file_pairs(path: Path, rows: Iterable[TableRow], root: Path, side: int, workers: int, lost: Lost) -> FilePairs:
