@@ -16,6 +16,7 @@ import torch
 from ..config import check_ranges, write_json
 from ..device import pick_device, versions
 from ..errors import UserError
+from ..plan import plan, print_plan
 from .measure import BenchConfig, Row
 
 # Suite: what it measures. Each is a module beside this one with `rows(config, device) -> list[Row]`.
@@ -46,6 +47,8 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     check_ranges(config)
     if config.json is not None and Path(config.json).is_dir():
         raise UserError(f"--json {config.json} is a folder; name a file, such as {Path(config.json) / 'bench.json'}")
+    if config.plan:
+        return _planned(config)
     device = pick_device(config.device)
     # For the processes of single measurements: geoopt's use of torch is nothing that a reader of figures could mend.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
@@ -58,12 +61,24 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         rows += importlib.import_module(f".{name}", __package__).rows(config, device)
         report["rows"] = [{**asdict(row), "reached": row.reached} for row in rows]
         # Written after every suite: an interrupted bench keeps what it has measured.
-        if config.json is not None:
-            path = Path(config.json)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, report)
+        _write(config, report)
     print_rows(rows, report["machine"])
     return report
+
+
+def _planned(config: BenchConfig) -> dict[str, Any]:
+    print_plan(config.step)
+    report = {"format_version": 1, "step": asdict(config.step), "plan": [line._asdict() for line in plan(config.step)]}
+    _write(config, report)
+    return report
+
+
+def _write(config: BenchConfig, report: dict[str, Any]) -> None:
+    if config.json is None:
+        return
+    path = Path(config.json)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, report)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
