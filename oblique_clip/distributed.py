@@ -364,7 +364,22 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def whole_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The same of an optimiser's state, by the names of parameters instead of their numbers."""
+    """The same of an optimiser's state, by the names of parameters instead of their numbers.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.distributed import load_optimizer_state, whole_optimizer_state
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer, other = (torch.optim.AdamW(model.parameters()) for _ in range(2))
+        >>> model(torch.ones(3, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> state = whole_optimizer_state(model, optimizer)
+        >>> state["state"]["bias"]["exp_avg"].double().round(decimals=3)
+        tensor([0.3000], dtype=torch.float64)
+        >>> load_optimizer_state(model, other, state)
+        >>> torch.equal(other.state[model.bias]["exp_avg"], optimizer.state[model.bias]["exp_avg"])
+        True
+    """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -375,8 +390,16 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
     """Give each rank its part of what `whole_optimizer_state` gave on rank 0, which alone has to hold it.
 
     The number of ranks may be another one.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.distributed import load_optimizer_state, whole_optimizer_state
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        >>> load_optimizer_state(model, optimizer, whole_optimizer_state(model, optimizer))
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized())
+    many = dist.is_initialized()
+    options = StateDictOptions(full_state_dict=many, broadcast_from_rank0=many)
     set_optimizer_state_dict(model, optimizer, state, options=options)

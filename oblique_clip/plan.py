@@ -185,8 +185,8 @@ class _Sizes:
         return (self.config.ranks - 1) / self.config.ranks
 
 
-def plan(config: PlanConfig) -> list[Line]:
-    """Every quantity of a step, in the order of the table.
+def plan(config: PlanConfig, tile: int = GPU_TILE) -> list[Line]:
+    """Every quantity of a step, in the order of the table; `tile` is as `GPU_TILE` in loss.py.
 
     Raises:
         UserError: for an unknown size, form or topology, or a number out of range.
@@ -204,7 +204,7 @@ def plan(config: PlanConfig) -> list[Line]:
     model = model_config(config.size, config.form, **changes)
     topology = parse_topology(model.topology)
     sizes = _Sizes(config, topology, *towers_of(model, topology, config.caption_tokens), *count_parameters(model))
-    memory, traffic, work = _memory(sizes), _traffic(sizes), _work(sizes)
+    memory, traffic, work = _memory(sizes, tile), _traffic(sizes), _work(sizes)
     return [
         Line("parameters", sizes.parameters, ""),
         *memory,
@@ -216,7 +216,7 @@ def plan(config: PlanConfig) -> list[Line]:
     ]
 
 
-def _memory(sizes: _Sizes) -> list[Line]:
+def _memory(sizes: _Sizes, tile: int) -> list[Line]:
     config, weights = sizes.config, sizes.parameters * FLOAT
     share = config.ranks if config.fsdp else 1
     copies = sizes.parameters * 2 if config.precision == "bf16" else 0
@@ -234,16 +234,16 @@ def _memory(sizes: _Sizes) -> list[Line]:
         Line("memory: activations", graph, "B", f"{sizes.at_once:,} pairs at a time"),
         *([Line("memory: a block again", again, "B", "computed anew for its gradient")] if again else []),
         Line("memory: points", 4 * sizes.own * sizes.points, "B", "own images and captions, with gradients"),
-        Line("memory: loss", _loss_memory(sizes), "B", "captions of all, sums and a tile"),
+        Line("memory: loss", _loss_memory(sizes, tile), "B", "captions of all, sums and a tile"),
     ]  # fmt: skip
 
 
-def _loss_memory(sizes: _Sizes) -> int:
+def _loss_memory(sizes: _Sizes, tile: int) -> int:
     config, pairs = sizes.config, sizes.config.batch_size
     # The ring has a block that is scored, one that comes and one that leaves, and two gradients.
     held = 5 * sizes.own if config.ring else 2 * pairs
     captions = held * sizes.points if config.ranks > 1 else 0
-    tile = min(sizes.topology.held_a_pair * sizes.own * pairs, GPU_TILE)
+    tile = min(sizes.topology.held_a_pair * sizes.own * pairs, tile)
     return captions + 3 * pairs * FLOAT + TILES * tile * FLOAT
 
 
