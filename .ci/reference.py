@@ -42,9 +42,16 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "oblique_clip.train": ("train",),
         "oblique_clip.start": ("changed", "start_weights"),
         "oblique_clip.logs": ("Log", "loggers_of"),
-        "oblique_clip.step": ("train_step",),
+        "oblique_clip.step": ("train_step", "Towers"),
         "oblique_clip.optim": ("Optimizer", "decay_groups", "is_decayed"),
         "oblique_clip.distill": ("open_teacher", "Teacher", "SoftTargets", "divergence"),
+    },
+    "Many processes": {
+        "oblique_clip.distributed": (
+            "joined", "parallel", "clip_gradients", "whole_state", "whole_optimizer_state", "load_optimizer_state",
+        ),
+        "oblique_clip.peers": ("Peers",),
+        "oblique_clip.plan": ("plan", "PlanConfig", "count_parameters", "shown"),
     },
     "Towers": {
         "oblique_clip.towers": (
@@ -117,11 +124,13 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def on_config(config: MkDocsConfig) -> None:
-    folders = sorted(path.parent.name for path in Path(config.docs_dir).glob("*/README.md"))
+    docs = Path(config.docs_dir)
+    pages = {path.parent.name: f"{path.parent.name}/README.md" for path in docs.glob("*/README.md")}
+    pages |= {path.stem: path.name for path in docs.glob("*.md")}
     config.nav = [
         {"Home": "index.md"},
         {"Reference": [{title: _address(title)} for title in PAGES]},
-        {"Evidence": [{name.replace("_", " "): f"{name}/README.md"} for name in folders]},
+        {"Evidence": [{name.replace("_", " "): pages[name]} for name in sorted(pages)]},
     ]
 
 

@@ -366,8 +366,8 @@ def write_json(path: Path, value: Any) -> None:
 
 # Where numbers must lie, by field name, in any of the dataclasses above.
 RANGES: dict[str, str] = {
-    **dict.fromkeys(("image_size", "patch_size", "embed_dim", "workers", "steps", "log_every", "rounds"), "[1, inf)"),
-    "keep": "[1, inf)",
+    **dict.fromkeys(("image_size", "patch_size", "embed_dim", "workers", "steps", "log_every"), "[1, inf)"),
+    **dict.fromkeys(("rounds", "ranks", "caption_tokens", "keep"), "[1, inf)"),
     **dict.fromkeys(("vision_width", "vision_layers", "vision_heads"), "[1, inf)"),
     **dict.fromkeys(("text_width", "text_layers", "text_heads"), "[1, inf)"),
     **dict.fromkeys(("context_length", "batch_size"), "[2, inf)"),
@@ -375,6 +375,7 @@ RANGES: dict[str, str] = {
     **dict.fromkeys(("weight_decay", "clip_grad", "seed", "threads", "eval_every", "save_every"), "[0, inf)"),
     "max_bad_steps": "[0, inf)",
     **dict.fromkeys(("caption_noise", "warmup", "distill_weight", "max_bad_fraction"), "[0, 1]"),
+    **dict.fromkeys(("tflops", "loss_tflops", "gbytes"), "(0, inf)"),
     "micro_batch": "[1, inf)",
     **dict.fromkeys(("beta2", "patch_dropout", "ema"), "[0, 1)"),
     "max_scale": "(0, inf]",

@@ -10,17 +10,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from inspect import signature
+from typing import Any, cast
 
 import geoopt
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,17 +29,21 @@ from .device import pick_device
 from .errors import UserError
 from .model import DualEncoder
 from .peers import Peers, Value
+from .roll_call import RollCall, first_words
 from .step import Towers
 
-TIMEOUT = 60.0
-ROLL_CALL = 3.0
-"""Seconds in which the ranks that are left tell each other that they are."""
+TIMEOUT, PATIENCE = 60.0, 3600.0
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # What gloo, NCCL and the store say when another process has gone; torch gives them no type of their own.
 _LOST = re.compile(r"connection (was )?(closed|reset|refused)|timed? ?out|broken pipe|gloo|NCCL", re.I)
-# torch 2.14 renames both.
+# torch 2.14 renames these.
 _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _scatter_sum_into = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_SYNC_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in signature(DistributedDataParallel).parameters
+)
 
 
 @contextmanager
@@ -69,14 +74,15 @@ def joined(device: str = "auto", timeout: float = TIMEOUT, ring: bool = False) -
     ranks = Ranks(_own_device(device), timeout, ring)
     try:
         yield ranks
-        ranks.barrier()
+        # Ranks that are done wait for what rank 0 still evaluates and writes.
+        ranks.barrier(PATIENCE)
     except BaseException as error:
         if isinstance(error, RuntimeError) and _LOST.search(str(error)):
             raise UserError(ranks.obituary(error)) from error
-        ranks.confess(error)
+        ranks.roll_call.confess(error)
         raise
     finally:
-        _leave()
+        ranks.leave()
 
 
 def _own_device(name: str) -> torch.device:
@@ -88,13 +94,6 @@ def _own_device(name: str) -> torch.device:
         torch.cuda.set_device(device)
         return device
     return torch.device("cpu")
-
-
-def _leave() -> None:
-    # What is broken already need not be closed in good order.
-    with suppress(RuntimeError):
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 class Ranks(Peers):
@@ -110,17 +109,17 @@ class Ranks(Peers):
         try:
             self._store, _, _ = next(rendezvous("env://", timeout=self._timeout))
             backend = "nccl" if device.type == "cuda" else "gloo"
-            store = dist.PrefixStore("ranks", self._store)
+            store = PrefixStore("ranks", self._store)
             dist.init_process_group(
                 backend, store=store, rank=self.rank, world_size=self.world, timeout=self._timeout
             )  # fmt: skip
             # Counts and settings are on the CPU, where asking for them makes nobody wait for a GPU.
-            self._small = None if backend == "gloo" else dist.new_group(backend="gloo", timeout=self._timeout)
+            self._small: Any = None if backend == "gloo" else dist.new_group(backend="gloo", timeout=self._timeout)
+            self.roll_call = RollCall(self._store, self.rank, self.world)
         except RuntimeError as error:
-            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise UserError(
-                f"rank {self.rank} did not meet {self.world - 1} others at {where}: {_line(error)}"
-            ) from error
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            met = f"rank {self.rank} met no {self.world - 1} others"
+            raise UserError(f"{met} at {place}: {first_words(error)}") from error
 
     def sizes(self, count: int) -> list[int]:
         counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
@@ -160,7 +159,7 @@ class Ranks(Peers):
         moves = [dist.P2POp(move, tensor, other) for move, tensor, other in ends if tensor.numel()]
         works = dist.batch_isend_irecv(moves) if moves else []
 
-        def wait(sent: Tensor = block) -> Tensor:
+        def wait(held: Tensor = block) -> Tensor:
             for work in works:
                 work.wait()
             return arriving
@@ -182,53 +181,29 @@ class Ranks(Peers):
         timeout = self._timeout if patience is None else timedelta(seconds=patience)
         dist.monitored_barrier(self._small, timeout=timeout)
 
-    def confess(self, error: BaseException) -> None:
-        """Leave the others the cause of this rank's end."""
+    def leave(self) -> None:
+        """Close what is open."""
+        self.roll_call.end()
+        # What is broken already need not be closed in good order.
         with suppress(RuntimeError):
-            self._store.set(f"cause/{self.rank}", _line(error))
+            dist.destroy_process_group()
 
     def obituary(self, error: BaseException) -> str:
-        """One line for when another rank has gone: which, and why, as far as can be known."""
-        # Whoever waits for this rank is to notice now.
-        _leave()
-        gone = self._absent()
+        """One line for when another rank is gone: which, and why, as far as can be known."""
+        gone = self.roll_call.gone()
         names = f"rank{'s' * (len(gone) > 1)} {', '.join(map(str, gone))}" if gone else "another rank"
-        causes = [cause for rank in gone if (cause := self._cause(rank))]
+        cause = "; ".join(filter(None, gone.values())) or first_words(error)
         return (
-            f"rank {self.rank} of {self.world} stops: {names} is gone ({'; '.join(causes) or _line(error)}); "
+            f"rank {self.rank} of {self.world} stops, as {names} {'are' if len(gone) > 1 else 'is'} gone ({cause}); "
             "what is saved goes on with --resume"
         )
-
-    def _absent(self) -> list[int]:
-        """Ranks that do not answer a roll call."""
-        absent = [rank for rank in range(self.world) if rank != self.rank]
-        try:
-            self._store.set(f"here/{self.rank}", "")
-            # Rank 0 may keep the store: it stays until the others have looked.
-            until = time.monotonic() + ROLL_CALL * (1 if self.rank else 1.5)
-            while time.monotonic() < until:
-                absent = [rank for rank in absent if not self._store.check([f"here/{rank}"])]
-                time.sleep(0.1)
-        except RuntimeError:
-            # The store has gone with rank 0.
-            return [0]
-        return absent
-
-    def _cause(self, rank: int) -> str:
-        with suppress(RuntimeError):
-            if self._store.check([f"cause/{rank}"]):
-                return str(self._store.get(f"cause/{rank}").decode())
-        return ""
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _padded(block: Tensor, length: int) -> Tensor:
     """Zeros behind a block, up to a length that all ranks send."""
-    return F.pad(block, [0, 0] * (block.ndim - 1) + [0, length - len(block)]).contiguous()
+    if len(block) < length:
+        block = F.pad(block, [0, 0] * (block.ndim - 1) + [0, length - len(block)])
+    return block.contiguous()
 
 
 def parallel(model: DualEncoder, peers: Peers, fsdp: bool = False) -> Towers:
@@ -310,14 +285,16 @@ def _replicated(tower: nn.Module) -> nn.Module:
     if not any(parameter.requires_grad for parameter in tower.parameters()):
         return tower
     # Buffers are not sent around: ranks may run a tower for different numbers of micro-batches.
-    wrapped = DistributedDataParallel(tower, broadcast_buffers=False, gradient_as_bucket_view=True)
-    wrapped.register_comm_hook(None, _sum_of_bucket)
+    options: dict[str, Any] = {_SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
+    wrapped = DistributedDataParallel(tower, **options)
+    # A lambda, as torch compares annotations with its classes and finds strings here.
+    wrapped.register_comm_hook(None, lambda state, bucket: _sum_of(bucket.buffer()))
     return wrapped
 
 
-def _sum_of_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _sum_of(bucket: Tensor) -> torch.futures.Future[Tensor]:
     """The sum over ranks; DDP by itself takes the mean."""
-    work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
+    work: Any = dist.all_reduce(bucket, async_op=True)
     return work.get_future().then(lambda future: future.value()[0])  # type: ignore[no-any-return]
 
 
@@ -330,7 +307,7 @@ class _Sharded(_Parallel):
         mesh = init_device_mesh(peers.device.type, (peers.world,))
         self._towers: list[Any] = [model.visual, model.text]
         for tower in self._towers:
-            # As a whole: `run_blocks` takes the weights of blocks without calling these, so no hook of theirs would fire.
+            # As a whole: `run_blocks` takes the weights of blocks without calling these, so no hook of theirs fires.
             fully_shard(tower, mesh=mesh, reshard_after_forward=True)
             # A sum, and one that gloo has too.
             tower.set_gradient_divide_factor(1.0)
@@ -371,7 +348,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], longest: float) -> Tensor
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """Every weight of a model whose towers may be in parts, on the CPU of rank 0; {} on the others, which must call too.
+    """Every weight of a model, whose towers may be in parts, on the CPU of rank 0; {} on the others, which call it too.
 
     Examples:
         >>> from oblique_clip import create_model, model_config
@@ -382,11 +359,27 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
 
 
 def whole_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The same of an optimiser's state, by the names of parameters instead of their numbers."""
+    """The same of an optimiser's state, by the names of parameters instead of their numbers.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.distributed import load_optimizer_state, whole_optimizer_state
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer, other = (torch.optim.AdamW(model.parameters()) for _ in range(2))
+        >>> model(torch.ones(3, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> state = whole_optimizer_state(model, optimizer)
+        >>> state["state"]["bias"]["exp_avg"].double().round(decimals=3)
+        tensor([0.3000], dtype=torch.float64)
+        >>> load_optimizer_state(model, other, state)
+        >>> torch.equal(other.state[model.bias]["exp_avg"], optimizer.state[model.bias]["exp_avg"])
+        True
+    """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -397,10 +390,18 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
     """Give each rank its part of what `whole_optimizer_state` gave on rank 0, which alone has to hold it.
 
     The number of ranks may be another one.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.distributed import load_optimizer_state, whole_optimizer_state
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        >>> load_optimizer_state(model, optimizer, whole_optimizer_state(model, optimizer))
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized())
+    many = dist.is_initialized()
+    options = StateDictOptions(full_state_dict=many, broadcast_from_rank0=many)
     set_optimizer_state_dict(model, optimizer, state, options=options)
 
 

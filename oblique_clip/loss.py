@@ -18,11 +18,11 @@ InfoNCE's need the sums of all rows and columns, so its tiles are scored twice, 
 slopes: four matrix products. The sigmoid's need their own tile only, and a batch of one tile keeps it: three products.
 The gradients are ready when the value is; the backward pass only scales them.
 
-Over W ranks (`peers`), each scores its own images against the captions of all. So its row sums are whole, and only the
-column sums, a number a caption, are reduced before the slopes; these give the gradient of its images, and a part of that
-of every caption, which is summed on its way home. Images stay where they are: half of the products and of the traffic
-of scoring own captions too, as open_clip's local loss does. With `peers.ring` not even the captions of all are held:
-each rank's go round the ranks, once for the sums and once, with their gradient, for the slopes.
+Over W ranks (`peers`), each scores its own images against the captions of all. So its row sums are whole, and only
+the column sums, a number a caption, are reduced before the slopes; these give the gradient of its images, and a part
+of that of every caption, which is summed on its way home. Images stay where they are: half of the products and of the
+traffic of scoring own captions too, as open_clip's local loss does. With `peers.ring` not even the captions of all are
+held: each rank's go round the ranks, once for the sums and once, with their gradient, for the slopes.
 """
 
 from __future__ import annotations
@@ -335,7 +335,7 @@ class _TiledLoss(torch.autograd.Function):
 
 
 def _add_gradients(sums: Sequence[Tensor | None], numbers: Sequence[Tensor], rule: _Rule, tile: Tile) -> None:
-    """Add what a tile with a graph gives to the gradient of its points and, in `sums`, of every number it comes from."""
+    """Add what a tile with a graph gives to the gradient of its points, and in `sums` of the numbers it comes from."""
     if not tile.logits.requires_grad:
         return
     totals, sources = (tile.x.total, tile.y.total, *sums), (tile.x.points, tile.y.points, *numbers)

@@ -115,19 +115,17 @@ def train_step(
         loss.backward()
         return loss.detach()
 
-    count = len(images)
-    # Ranks with fewer pairs go the same way as the others: the two ways send gradients in different orders.
-    if micro_batch is None or micro_batch >= max(towers.peers.sizes(count)):
-        image_points, text_points = encode_image(slice(count)), encode_text(ids)
+    # Ranks with fewer pairs run the towers as often as the others, as each run may be a meeting of all.
+    most = max(towers.peers.sizes(len(images)))
+    if micro_batch is None or micro_batch >= most:
+        image_points, text_points = encode_image(slice(most)), encode_text(ids)
         loss = backward_from(image_points, text_points)
     else:
-        captions = ids.split(micro_batch)
-        if ids.device.type == "cpu":
-            captions = tuple(map(cut_to_longest, captions))
-        pictures = [slice(start, start + micro_batch) for start in range(0, max(count, 1), micro_batch)]
-        parts = [partial(encode_image, part) for part in pictures], [partial(encode_text, part) for part in captions]
-        image = _Twice((model.visual, model.topology), parts[0], device, towers.held_back)
-        text = _Twice((model.text, model.topology), parts[1], device, towers.held_back)
+        parts = [slice(start, start + micro_batch) for start in range(0, most, micro_batch)]
+        captions = [cut_to_longest(ids[part]) if ids.device.type == "cpu" else ids[part] for part in parts]
+        runs = [partial(encode_image, part) for part in parts], [partial(encode_text, part) for part in captions]
+        image = _Twice((model.visual, model.topology), runs[0], device, towers.held_back)
+        text = _Twice((model.text, model.topology), runs[1], device, towers.held_back)
         image_points, text_points = image.points, text.points
         loss = backward_from(image_points, text_points)
         image.backward()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ..device import forget_peak_memory, peak_memory_mib
+from ..plan import PlanConfig
 
 Task = Callable[[], object]
 
@@ -38,6 +39,9 @@ class BenchConfig:
     """Full sizes where the usual run takes a part (zero-shot classifier, loss of 65,536 pairs), and --compile."""
     json: str | None = None
     """File for every figure, every single run, and the machine."""
+    plan: bool = False
+    """Measure nothing: print what a training step would take on each of many ranks, by the settings of a step."""
+    step: PlanConfig = field(default_factory=PlanConfig)
 
 
 @dataclass(frozen=True)

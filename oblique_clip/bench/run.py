@@ -18,6 +18,7 @@ import torch
 from ..config import check_ranges, to_json, write_json
 from ..device import pick_device, versions
 from ..errors import UserError
+from ..plan import plan, print_plan
 from .measure import BenchConfig, RivalDied, Row
 
 # Suite: what it measures. Each is a module beside this one with `rows(config, device) -> list[Row]`.
@@ -48,6 +49,8 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     check_ranges(config)
     if config.json is not None and Path(config.json).is_dir():
         raise UserError(f"--json {config.json} is a folder; name a file, such as {Path(config.json) / 'bench.json'}")
+    if config.plan:
+        return _planned(config)
     device = pick_device(config.device)
     # For the processes of single measurements: geoopt's use of torch is nothing that a reader of figures could mend.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
@@ -82,6 +85,13 @@ def _keep(report: dict[str, Any], config: BenchConfig) -> None:
     if config.json is not None:
         Path(config.json).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(config.json), report)
+
+
+def _planned(config: BenchConfig) -> dict[str, Any]:
+    print_plan(config.step)
+    report = {"format_version": 1, "step": asdict(config.step), "plan": [line._asdict() for line in plan(config.step)]}
+    _keep(report, config)
+    return report
 
 
 def machine(device: torch.device) -> dict[str, Any]:
