@@ -224,17 +224,18 @@ class _Sigmoid:
 
     def __init__(self, positives: _Positives, points: Tensor, share: Share) -> None:
         self.positives = positives
-        self.total = points.new_zeros(())
+        # By rows: one number would take thousands of sums, and their rounding, of a large batch.
+        self.total = points.new_zeros(len(points))
         self.peers, self.factor = share.peers, 1 / share.pairs
 
     def watch(self, tile: Tile) -> None:
         mask = self.positives.mask(tile)
         signed = tile.logits if mask is None else torch.where(mask, -tile.logits, tile.logits)
         # -log sigmoid(-l); beyond the threshold, exp(-40) below it in float64, it is taken to be l.
-        self.total += F.softplus(signed, threshold=40).sum()
+        self.total[tile.rows] += F.softplus(signed, threshold=40).sum(1)
 
     def finish(self) -> Tensor:
-        return self.peers.sum_(self.total) * self.factor
+        return self.peers.sum_(self.total.sum()) * self.factor
 
     def slope(self, tile: Tile) -> Tensor:
         mask = self.positives.mask(tile)
@@ -248,7 +249,13 @@ def _exp_(exponents: Tensor) -> Tensor:
     return exponents.clamp_(min=math.log(torch.finfo(exponents.dtype).tiny)).exp_()
 
 
-def _check_counts(x: Tensor, y: Tensor, groups: Tensor | None) -> None:
+def _check(x: Tensor, y: Tensor, groups: Tensor | None, topology: Topology) -> None:
+    for name, points in (("images", x), ("captions", y)):
+        if tuple(points.shape[1:]) != topology.point_shape:
+            n, m = topology.point_shape
+            raise UserError(f"{name} must be points (B, {n}, {m}) of {topology.spec}, not {tuple(points.shape)}")
+    if groups is not None and groups.ndim != 1:
+        raise UserError(f"groups must be (B,) integers, not {tuple(groups.shape)}")
     counts = {"images": len(x), "captions": len(y)} | ({} if groups is None else {"groups": len(groups)})
     if len(set(counts.values())) > 1:
         raise UserError(f"row i of all is a pair, but there are {', '.join(f'{n} {k}' for k, n in counts.items())}")
@@ -258,8 +265,10 @@ def _tiled(
     kind: type[_Rule], x: Tensor, y: Tensor, topology: Topology, scale: Tensor | float, bias: Tensor | None,
     groups: Tensor | None, tile: int | None, peers: Peers,
 ) -> Tensor:  # fmt: skip
-    _check_counts(x, y, groups)
+    _check(x, y, groups, topology)
     share = Share(peers, peers.sizes(len(x)))
+    if not share.pairs:
+        raise UserError("a loss of no pairs is asked for")
     shape = _tile_shape(len(x), share.pairs, topology, x.device, tile)
     rule = kind(_Positives(None if groups is None else peers.gather(groups, share.sizes), share.own), x, share)
     scale = torch.as_tensor(scale, dtype=x.dtype, device=x.device)
@@ -302,9 +311,7 @@ class _TiledLoss(torch.autograd.Function):
         x, y, scale, bias = (
             tensor.detach().requires_grad_(needed) for tensor, needed in zip(inputs[:4], wanted, strict=False)
         )
-        x_sum, *sums = (
-            torch.zeros_like(inputs[place]) if wanted[place] else None for place in (0, *range(2, len(inputs)))
-        )
+        x_sum, *sums = (_sum_for(inputs[place]) if wanted[place] else None for place in (0, *range(2, len(inputs))))
         captions: Captions = (Ring if share.peers.ring else Gathered)(y.detach(), wanted[1], share)
         every = partial(tiles, topology, Block(0, x.detach(), x_sum), captions, scale, bias, shape=shape)
         add = partial(_add_gradients, sums, (scale, bias, *inputs[4:]), rule)
@@ -330,8 +337,17 @@ class _TiledLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError("the losses have first derivatives only: leave out create_graph=True")
-        gradients = (None if total is None else total * (grad * ctx.factor) for total in ctx.saved_tensors)
+        gradients = (
+            None if total is None else (total * (grad * ctx.factor)).to(grad.dtype) for total in ctx.saved_tensors
+        )
         return None, None, None, None, None, *gradients
+
+
+def _sum_for(tensor: Tensor) -> Tensor:
+    """Zero, for a gradient to be added up in: a single number gets one term a tile, thousands of them of a large batch,
+    which often cancel, and is kept in float64 where the device has it."""
+    exact = tensor.ndim == 0 and tensor.device.type != "mps"
+    return torch.zeros_like(tensor, dtype=torch.float64 if exact else tensor.dtype)
 
 
 def _add_gradients(sums: Sequence[Tensor | None], numbers: Sequence[Tensor], rule: _Rule, tile: Tile) -> None:

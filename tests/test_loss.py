@@ -277,6 +277,18 @@ def test_float32_in_tiles_is_float64_at_once(
     assert max(gradients) < 1e-5
 
 
+@pytest.mark.parametrize(("spec", "scale"), [("sphere(8)", 100.0), ("lorentz(8)", 10.0)])
+@pytest.mark.parametrize("name", LOSSES)
+def test_thousands_of_tiles_round_no_more_than_one(name: str, spec: str, scale: float) -> None:
+    """2,048 pairs in 4,096 tiles of 32 x 32; scale, bias and curvature get a term of each, which nearly cancel."""
+    points = pairs(parse_topology(spec), 2048, noise=1.0)
+    value, *gradients = errors_of(tiled(name, 32), partial(dense, name, groups=None), points, spec, scale)
+    if name == "info_nce":
+        del gradients[3]
+    assert value < 1e-6
+    assert max(gradients) < 1e-5
+
+
 @pytest.mark.parametrize(("spec", "scale"), LARGER)
 def test_a_loss_near_zero_rounds_as_torchs_own(spec: str, scale: float) -> None:
     """Where every pair is found, what is left of the loss is what float32 logits allow, in tiles as at once."""
@@ -394,6 +406,21 @@ def test_pairs_that_do_not_match_in_number_are_refused(loss: Loss) -> None:
         loss(x, y[:3], topology, SCALE)
     with pytest.raises(UserError, match="5 images, 5 captions, 6 groups"):
         loss(x, y, topology, SCALE, groups=torch.arange(6))
+
+
+@pytest.mark.parametrize("loss", LOSSES.values())
+def test_what_is_no_batch_of_points_is_refused(loss: Loss) -> None:
+    """Flat vectors above all, which open_clip's losses take."""
+    topology = parse_topology("oblique(3,2)")
+    x, y = batch(topology)
+    with pytest.raises(UserError, match=r"images must be points \(B, 2, 3\) of oblique\(3,2\), not \(5, 6\)"):
+        loss(topology.flat(x), topology.flat(y), topology, SCALE)
+    with pytest.raises(UserError, match=r"captions must be points .* not \(5, 3, 2\)"):
+        loss(x, y.transpose(1, 2), topology, SCALE)
+    with pytest.raises(UserError, match=r"groups must be \(B,\) integers, not \(5, 1\)"):
+        loss(x, y, topology, SCALE, groups=torch.zeros(5, 1, dtype=torch.long))
+    with pytest.raises(UserError, match="no pairs"):
+        loss(x[:0], y[:0], topology, SCALE)
 
 
 @pytest.mark.parametrize("tile", [None, 2])
