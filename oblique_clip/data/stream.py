@@ -67,7 +67,7 @@ class ShardBatches:
         workers: int = 1,
         share: Share = ALONE,
     ) -> None:
-        self._urls, self._tokenizer, self._pool = expand_shards(pattern), tokenizer, ThreadPoolExecutor(workers)
+        self._urls, self._tokenizer, self._pool = expand_shards(pattern), tokenizer, ThreadPoolExecutor(max(1, workers))
         self._seed, self._side, self._twins, self._share = seed, side, twins, share
         part = share.part(batch_size)
         self._batch_size = part.stop - part.start
