@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
@@ -304,6 +305,8 @@ class _Sharded(_Parallel):
         from torch.distributed.fsdp import fully_shard
 
         super().__init__(model, peers)
+        # True of what `TokenProjection` returns, and harmless: nothing here changes features in place.
+        warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
         mesh = init_device_mesh(peers.device.type, (peers.world,))
         self._towers: list[Any] = [model.visual, model.text]
         for tower in self._towers:

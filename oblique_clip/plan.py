@@ -243,7 +243,7 @@ def _loss_memory(sizes: _Sizes, tile: int) -> int:
     # The ring has a block that is scored, one that comes and one that leaves, and two gradients.
     held = 5 * sizes.own if config.ring else 2 * pairs
     captions = held * sizes.points if config.ranks > 1 else 0
-    tile = min(sizes.topology.held_a_pair * sizes.own * pairs, tile)
+    tile = min(sizes.topology.held_a_pair * sizes.own * (sizes.own if config.ring else pairs), tile)
     return captions + 3 * pairs * FLOAT + TILES * tile * FLOAT
 
 
