@@ -96,7 +96,8 @@ def collapsed(similarity: Tensor, topology: Topology) -> str | None:
     """
     low, high = topology.range
     width = high - low if math.isfinite(high - low) else 2.0
-    if len(similarity) < 2 or float(similarity.max() - similarity.min()) > EQUAL * width:
+    # A comparison with what is no number is false: such a step is told of as one that is not finite.
+    if len(similarity) < 2 or not float(similarity.max() - similarity.min()) <= EQUAL * width:
         return None
     return (
         f"all similarities of a batch are equal, within {EQUAL} of their range: the towers have collapsed; "

@@ -160,11 +160,15 @@ class Optimizer:
 
 def _guarded_step(part: torch.optim.Optimizer, bad: Tensor | None) -> None:
     """A step, unless `bad` is true. Of AdamW on a GPU the kernel itself looks, so that nothing waits for the device."""
-    if bad is not None and bad.device.type == "cuda" and isinstance(part, torch.optim.AdamW):
-        part.grad_scale, part.found_inf = None, bad.float()  # type: ignore[attr-defined]  # as of torch.amp.GradScaler
+    if bad is not None and _kernel_looks(part, bad.device):
+        part.grad_scale, part.found_inf = None, bad.float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler does
         part.step()
     elif bad is None or not bad:
         part.step()
+
+
+def _kernel_looks(part: torch.optim.Optimizer, device: torch.device) -> bool:
+    return device.type == "cuda" and isinstance(part, torch.optim.AdamW)
 
 
 def _schedule(total: int, warmup: float) -> Callable[[int], float]:

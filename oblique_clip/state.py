@@ -61,7 +61,7 @@ class State:
 
 
 def save(state: State, folder: Path, keep: int) -> Path:
-    """Write a state, then remove all but the newest `keep`.
+    """Write a state, then remove all but the newest `keep` of those up to it: what lay ahead of it has not come to be.
 
     Raises:
         OSError: where it cannot be written; the states that were there before are untouched.
@@ -69,8 +69,11 @@ def save(state: State, folder: Path, keep: int) -> Path:
     path = folder / f"state-{state.step:08d}.safetensors"
     facts = json.dumps({"format_version": FORMAT_VERSION, **state.facts})
     write_tensors(path, state.tensors, {"facts": facts, "sha256": _digest(state.tensors, facts)})
-    for old in _paths(folder)[keep:]:
-        old.unlink(missing_ok=True)
+    every = _paths(folder)
+    kept = every[every.index(path) :][:keep]
+    for other in every:
+        if other not in kept:
+            other.unlink(missing_ok=True)
     return path
 
 
