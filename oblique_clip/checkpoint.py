@@ -20,6 +20,7 @@ from .data.images import Preprocess
 from .errors import UserError
 from .model import DualEncoder, create_model, preprocess_of, tokenizer_of
 from .tokenizer import Tokenizer
+from .weights_file import first_bytes, is_torch, why_unreadable
 
 
 class _Home(NamedTuple):
@@ -37,6 +38,8 @@ ELSEWHERE = {
     "open_clip:": _Home("open_clip", "load_open_clip", "open_clip_config"),
     "clip-mtob:": _Home("clip_mtob", "load_address", None),
 }
+# Keys of what a file says beside its weights, each with JSON.
+HEADER = ("config", "logit_bias", "calibrated_scale", "data")
 BEST, LAST = "best.safetensors", "last.safetensors"
 POINT_TOLERANCE = 1e-4
 
@@ -169,8 +172,6 @@ def config_of(source: str | Path) -> ModelConfig:
 
 
 def _config_in(header: dict[str, Any], path: Path) -> ModelConfig:
-    if "config" not in header:
-        raise UserError(f"{path} has no oblique_clip configuration in its header")
     return from_json(ModelConfig, header["config"], f"{path} (header)")
 
 
@@ -198,8 +199,27 @@ def data_of(source: str | Path) -> DataConfig:
 
 
 def _header(path: Path) -> dict[str, Any]:
+    """What `save_model` wrote beside the weights, with at least a configuration.
+
+    Raises:
+        UserError: for a file that `save_model` did not write.
+    """
     with _opened(path) as file:
-        return {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+        metadata = file.metadata() or {}
+    try:
+        header = {name: json.loads(metadata[name]) for name in HEADER if name in metadata}
+    except ValueError:
+        header = {}
+    if not isinstance(header.get("config"), dict):
+        raise _foreign(path)
+    return header
+
+
+def _foreign(path: Path) -> UserError:
+    return UserError(
+        f"{path} is no checkpoint of oblique_clip: load it as open_clip:NAME/{path}, clip-mtob:{path},VOCABULARY, or "
+        f"(image tower) --pretrained {path}"
+    )
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:
@@ -210,11 +230,14 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A safetensors file to be read from."""
+    start = first_bytes(path)
+    if is_torch(start):
+        raise _foreign(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable checkpoint: {error}") from error
+        raise UserError(f"{path} {why_unreadable(start, error)}") from error
 
 
 def check_points(model: torch.nn.Module, where: object) -> None:

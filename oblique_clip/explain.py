@@ -15,7 +15,7 @@ from .checkpoint import Loaded, load
 from .data.images import READ_ERRORS, Side, decode_square
 from .device import pick_device
 from .errors import UserError
-from .figures import _shortened
+from .figures import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,10 +153,8 @@ def _overlay(axis: Axes, picture: Tensor, shares: Tensor, top: float) -> AxesIma
 
 def _heading(name: str, text: str | None, shares: Tensor | None) -> str:
     if text is None or shares is None:
-        return _shortened(name, LONGEST)
-    return (
-        f'{_shortened(name, LONGEST)}\n"{_shortened(text, LONGEST - 14)}": {float(shares.sum()):+.2f} of {len(shares)}'
-    )
+        return shortened(name, LONGEST)
+    return f'{shortened(name, LONGEST)}\n"{shortened(text, LONGEST - 14)}": {float(shares.sum()):+.2f} of {len(shares)}'
 
 
 def _title(index: int, tokens: int, shares: Tensor | None) -> str:

@@ -123,7 +123,7 @@ class Tower(nn.Module):
         return self
 
 
-def _grouped(stem: list[Part], blocks: Iterable[Part], norm: Part, projection: Part) -> list[list[Part]]:
+def grouped(stem: list[Part], blocks: Iterable[Part], norm: Part, projection: Part) -> list[list[Part]]:
     """open_clip's groups (`VisionTransformer.lock`, `lock_text_tower`)."""
     *earlier, last = blocks
     return [stem, *([block] for block in earlier), [last, norm], [projection]]
@@ -236,7 +236,7 @@ class ImageTower(Tower):
     def groups(self) -> list[list[Part]]:
         trunk = self.trunk
         stem = [trunk.patch_embed, trunk.norm_pre, trunk.pos_embed, trunk.reg_token, getattr(trunk, "rope", None)]
-        return _grouped([part for part in stem if part is not None], trunk.blocks, trunk.norm, self.projection)
+        return grouped([part for part in stem if part is not None], trunk.blocks, trunk.norm, self.projection)
 
 
 def make_image_tower(
@@ -359,7 +359,7 @@ class TextTower(Tower):
 
     def groups(self) -> list[list[Part]]:
         stem: list[Part] = [self.token_embedding, self.class_tokens, self.positional_embedding]
-        return _grouped(stem, self.transformer.resblocks, self.ln_final, self.projection)
+        return grouped(stem, self.transformer.resblocks, self.ln_final, self.projection)
 
 
 def one_share(mask: Tensor, count: int) -> Tensor:
@@ -457,7 +457,7 @@ class OpenClipImageTower(Tower):
     def groups(self) -> list[list[Part]]:
         trunk = self.trunk
         stem = [trunk.conv1, trunk.class_embedding, trunk.positional_embedding, trunk.ln_pre]
-        return _grouped(stem, trunk.transformer.resblocks, trunk.ln_post, trunk.proj)
+        return grouped(stem, trunk.transformer.resblocks, trunk.ln_post, trunk.proj)
 
 
 class OpenClipTextTower(Tower):
@@ -503,4 +503,4 @@ class OpenClipTextTower(Tower):
     def groups(self) -> list[list[Part]]:
         trunk = self.trunk
         stem = [trunk.token_embedding, trunk.positional_embedding]
-        return _grouped(stem, trunk.transformer.resblocks, trunk.ln_final, trunk.text_projection)
+        return grouped(stem, trunk.transformer.resblocks, trunk.ln_final, trunk.text_projection)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,29 +143,6 @@ def test_a_pickled_state_dict_is_read(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
     assert_bit_exact(from_pretrained(tmp_path), model, config)
-
-
-class Exploit:
-    """What a pickle can do to who reads it."""
-
-    def __init__(self, witness: Path) -> None:
-        self.witness = witness
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.witness,)
-
-
-@pytest.mark.parametrize("saved_by", ["torch", "pickle"])
-def test_a_pickle_runs_no_code(saved_by: str, tmp_path: Path) -> None:
-    weights = {**create_model(SMALL).state_dict(), "extra": Exploit(tmp_path / "was run")}
-    path = tmp_path / "pytorch_model.bin"
-    torch.save(weights, path) if saved_by == "torch" else path.write_bytes(pickle.dumps(weights))
-    (tmp_path / "config.json").write_text(json.dumps(to_json(SMALL)))
-    with pytest.raises(UserError, match="holds more than weights"):
-        from_pretrained(tmp_path)
-    assert not (tmp_path / "was run").exists()
-    torch.load(path, weights_only=False) if saved_by == "torch" else pickle.loads(path.read_bytes())
-    assert (tmp_path / "was run").exists(), "this pickle would not have done harm"
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from open_clip_train.train import train_one_epoch
 from PIL import Image
 
 from oblique_clip import load
-from oblique_clip.checkpoint import data_of, save_model
+from oblique_clip.checkpoint import config_of, data_of, save_model
 from oblique_clip.cli import main
 from oblique_clip.config import DataConfig, ModelConfig, OptimConfig, TemperatureConfig
 from oblique_clip.data.emoji import EmojiSet
@@ -214,6 +214,36 @@ def test_a_local_checkpoint_is_kept_as_a_model_of_ours(local: tuple[str, Path, A
     assert max(value for value in found.values() if value is not None) < SAME
 
 
+@torch.no_grad()
+def test_a_run_from_a_tag_is_loaded_without_a_download(
+    local: tuple[str, Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tag says how the pixels are made; the weights are the run's own."""
+    name, checkpoint, _ = local
+    pixels = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bilinear", "resize_mode": "squash"}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, name, {"fake": {"url": "https://example.org/x.pt", **pixels}})
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: str(checkpoint))
+    source = f"open_clip:{name}/fake"
+    before = load(source)
+    assert (before.preprocess.mean, before.preprocess.std) == (pixels["mean"], pixels["std"])
+    save_pretrained(source, tmp_path / "sphere")
+    config = oblique_config(config_of(source), 8, 4)
+    save_model(to_oblique(before.model, 8, 4), config, tmp_path / "oblique.safetensors")
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise AssertionError("a download")
+
+    monkeypatch.setattr("open_clip.factory.download_pretrained", offline)
+    for saved in (tmp_path / "sphere", tmp_path / "oblique.safetensors"):
+        after = load(saved)
+        assert dataclasses.asdict(after.preprocess) == dataclasses.asdict(before.preprocess)
+    kept = load(tmp_path / "sphere").model
+    assert relative_error(kept.encode_image(PICTURES), before.model.encode_image(PICTURES)) < SAME
+    monkeypatch.delitem(open_clip.pretrained._PRETRAINED, name)
+    with pytest.raises(UserError, match="no tag 'fake'"):
+        load(tmp_path / "sphere")
+
+
 @pytest.mark.parametrize(
     "rest, words",
     [
@@ -223,8 +253,9 @@ def test_a_local_checkpoint_is_kept_as_a_model_of_ours(local: tuple[str, Path, A
         ("ViT-B-32/missing/epoch_1.pt", "nor is there such a file"),
         ("ViT-B-32/laion2b_s34b_b79k", "cannot load .*download"),
         ("coca_ViT-B-32/laion2b_s13b_b90k", "CoCa"),
-        ("tiny-test-clip/{folder}/text.pt", "cannot load .*text.pt"),
-        ("tiny-test-clip/{folder}/other.pt", "cannot load .*other.pt"),
+        ("tiny-test-clip/{folder}/text.pt", "text.pt is no .pt"),
+        ("tiny-test-clip/{folder}/other.pt", "other.pt is not a tiny-test-clip"),
+        ("ViT-B-32/openai", "openai was trained with QuickGELU.*open_clip:ViT-B-32-quickgelu/openai"),
         ("local-dir:{folder}/nowhere", "nowhere"),
     ],
 )

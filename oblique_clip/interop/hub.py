@@ -8,7 +8,6 @@ weights are read with torch's `weights_only=True`, which refuses everything but 
 from __future__ import annotations
 
 import json
-import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +15,12 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ..checkpoint import Loaded, config_of, data_of, home_of, load, save_model
 from ..config import DataConfig, ModelConfig, from_json, to_json, write_json
 from ..errors import UserError
 from ..model import DualEncoder
+from ..weights_file import read_state_dict
 from .card import model_card
 
 WEIGHTS, PICKLED, SETTINGS, CARD = "model.safetensors", "pytorch_model.bin", "config.json", "README.md"
@@ -183,13 +182,7 @@ def _load_pickled(folder: Path, device: str | torch.device) -> Loaded:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / SETTINGS} is not a readable configuration: {error}") from error
     from_json(ModelConfig, settings, str(folder / SETTINGS))
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} holds more than weights, or is damaged, and is not read: {reason}") from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise UserError(f"{path} is no state_dict: expected tensors by name")
+    weights = read_state_dict(path)
     with tempfile.TemporaryDirectory() as scratch:
         safe = Path(scratch) / WEIGHTS
         header = {"config": json.dumps(settings), "logit_bias": json.dumps("logit_bias" in weights)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,9 +29,18 @@ from ..model import DualEncoder, preprocess_of
 from ..optim import is_decayed
 from ..temperature import LearnedTemperature
 from ..topology import Topology, parse_topology
+from ..weights_file import WEIGHTS_ALONE, first_bytes, is_safetensors, read_state_dict
 
 REASON = 300
 """Characters of another library's message that are passed on."""
+QUICK = "-quickgelu"
+"""End of the name of an architecture that is another with QuickGELU in place of GELU."""
+# Our words for what does not fit, and torch's.
+MISFITS = {
+    "lacks {count} keys, first `{first}`": r"Missing key\(s\) in state_dict: ([^\n]+)",
+    "has {count} keys too many, first `{first}`": r"Unexpected key\(s\) in state_dict: ([^\n]+)",
+    "has other shapes of {count} keys, first `{first}`": r"size mismatch for ([\w.]+)",
+}
 
 
 def from_open_clip(model: Any) -> DualEncoder:
@@ -148,17 +158,53 @@ def load_open_clip(address: str) -> Loaded:
     import open_clip
 
     name, pretrained = _parse(address)
+    if pretrained is not None and Path(pretrained).is_file():
+        _check_file(Path(pretrained))
     try:
         with _without_logging():
             model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
             tokenizer = open_clip.get_tokenizer(name)
-    # Whatever a damaged file or a missing network makes torch, pickle, safetensors and huggingface_hub raise.
+    # Whatever a missing network or weights of another kind make torch, safetensors and huggingface_hub raise.
     except Exception as error:
+        if pretrained and (misfit := _misfit(str(error))):
+            raise UserError(
+                f"{pretrained} is not a {name} ({misfit}): name the architecture it was trained as"
+            ) from error
         what = f"{pretrained} as open_clip's {name}" if pretrained else name
-        reason = str(error).strip() or type(error).__name__
-        raise UserError(f"cannot load {what}: {reason[:REASON]}{'...' if len(reason) > REASON else ''}") from error
+        raise UserError(f"cannot load {what}: {_reason(error)}") from error
     taken = from_open_clip(model.eval())
     return Loaded(taken, preprocess_of(taken), tokenizer)
+
+
+def _check_file(path: Path) -> None:
+    """Refuse, in our words, what holds no weights or more than these; open_clip goes by the ending of the name.
+
+    Raises:
+        UserError: as `read_state_dict`, or for a file of safetensors under another name than `.safetensors`.
+    """
+    # Arrays of big_vision, which are no pickles.
+    if path.suffix in (".npz", ".npy"):
+        return
+    read_state_dict(path)
+    if (path.suffix == ".safetensors") != is_safetensors(first_bytes(path)):
+        raise UserError(f"{path}: open_clip takes a file for one of safetensors just where its name ends so: rename it")
+
+
+def _reason(error: Exception) -> str:
+    # torch's own message for a pickle that it refuses tells how to run it all the same.
+    if "weights_only" in str(error):
+        return f"its file holds more than tensors, which could run code, so it was not unpickled: {WEIGHTS_ALONE}"
+    reason = str(error).strip() or type(error).__name__
+    return reason if len(reason) <= REASON else f"{reason[:REASON]}..."
+
+
+def _misfit(message: str) -> str | None:
+    """What torch's message says of weights that do not fit a model; None for another message."""
+    for words, pattern in MISFITS.items():
+        if lists := re.findall(pattern, message):
+            names = re.findall(r"\w[\w.]*", ", ".join(lists))
+            return words.format(count=len(names), first=names[0])
+    return None
 
 
 def open_clip_config(address: str) -> ModelConfig:
@@ -210,13 +256,17 @@ def build_towers(config: ModelConfig, topology: Topology) -> tuple[nn.Module, nn
 
 
 def _unloaded(named: str, patch_dropout: float = 0.0) -> Any:
-    """A model of open_clip by NAME or NAME/TAG, without its weights."""
+    """A model of open_clip by NAME or NAME/TAG, without its weights: a tag says how its pixels are made."""
     import open_clip
 
     name, _, tag = named.partition("/")
+    pixels = open_clip.get_pretrained_cfg(name, tag) if tag else {}
+    if tag and not pixels:
+        raise UserError(f"open_clip's {name} has no tag {tag!r}, which says what its pictures go through")
+    # Given the tag, open_clip would download the weights even so.
     return open_clip.create_model(
-        name, pretrained=tag or None, load_weights=False, pretrained_text=False,
-        force_patch_dropout=patch_dropout or None,
+        name, load_weights=False, pretrained_text=False, force_patch_dropout=patch_dropout or None,
+        force_preprocess_cfg=pixels,
     )  # fmt: skip
 
 
@@ -235,6 +285,7 @@ def _parse(rest: str) -> tuple[str, str | None]:
         raise UserError(f"open_clip's {name} is a CoCa, which has a decoder beside its two towers: not supported here")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained in tags:
+        _check_activation(name, pretrained)
         return name, pretrained
     # A Path made of the source has lost the second of the slashes before an absolute one.
     for file in (Path(pretrained), Path("/", pretrained)):
@@ -244,6 +295,19 @@ def _parse(rest: str) -> tuple[str, str | None]:
     raise UserError(
         f"open_clip's {name} {what}: take open_clip:{name}/FILE, or of its tags {', '.join(tags) or 'none'}"
     )
+
+
+def _check_activation(name: str, tag: str) -> None:
+    """Refuse weights trained with another GELU than the architecture has, of which open_clip only warns."""
+    import open_clip
+
+    twin = name.removesuffix(QUICK) if name.endswith(QUICK) else name + QUICK
+    quick = bool(open_clip.get_model_config(name).get("quick_gelu"))
+    trained = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
+    # Where there is no twin, the tag leaves unsaid what its one architecture says.
+    if trained != quick and tag in open_clip.list_pretrained_tags_by_model(twin):
+        which = "with" if trained else "without"
+        raise UserError(f"{tag} was trained {which} QuickGELU, {name} is not: take open_clip:{twin}/{tag}")
 
 
 @contextmanager
