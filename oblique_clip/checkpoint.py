@@ -15,12 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .config import DataConfig, ModelConfig, from_json, to_json
+from .config import DataConfig, ModelConfig, from_json, read_json, to_json
 from .data.images import Preprocess
 from .errors import UserError
 from .model import DualEncoder, create_model, preprocess_of, tokenizer_of
 from .tokenizer import Tokenizer
-from .weights_file import first_bytes, is_torch, why_unreadable
+from .weights_file import first_bytes, is_torch, read_state_dict, why_unreadable
 
 
 class _Home(NamedTuple):
@@ -39,8 +39,12 @@ ELSEWHERE = {
     "clip-mtob:": _Home("clip_mtob", "load_address", None),
 }
 # Keys of what a file says beside its weights, each with JSON.
-HEADER = ("config", "logit_bias", "calibrated_scale", "data")
+HEADER = ("config", "calibrated_scale", "data")
+# Addresses of what becomes a local file, by their beginning: a module in `interop`, and its function to the file.
+FETCHED = {"hf:": ("hub", "model_file")}
 BEST, LAST = "best.safetensors", "last.safetensors"
+# In a folder of `hub.save_pretrained`; what torch saved beside a config.json is read as well.
+WEIGHTS, PICKLED, SETTINGS = "model.safetensors", "pytorch_model.bin", "config.json"
 POINT_TOLERANCE = 1e-4
 
 
@@ -80,7 +84,7 @@ def save_model(
         'sphere(128)/geodesic'
     """
     weights = {name: _stored(value, half) for name, value in model.state_dict().items()}
-    metadata = {"config": json.dumps(to_json(config)), "logit_bias": json.dumps(model.logit_bias is not None)}
+    metadata = {"config": json.dumps(to_json(config))}
     if model.temperature.calibrated is not None:
         metadata["calibrated_scale"] = json.dumps(model.temperature.calibrated)
     if data is not None:
@@ -120,16 +124,17 @@ def load(source: str | Path, device: str | torch.device = "cpu") -> Loaded:
         [[8.0, 5.1, 0.5], [5.1, 8.0, 1.3], [0.5, 1.3, 8.0]]
     """
     if prefix := home_of(source):
-        loaded = _from_home(source, prefix, ELSEWHERE[prefix].load)
+        loaded = _interop(source, prefix, ELSEWHERE[prefix].module, ELSEWHERE[prefix].load)
         return Loaded(loaded.model.to(device).eval(), loaded.preprocess, loaded.tokenizer)
     path = _find(Path(source))
     header = _header(path)
     config = _config_in(header, path)
-    model = create_model(config, pretrained=False)
-    if header.get("logit_bias") and model.logit_bias is None:
+    model, weights = create_model(config, pretrained=False), _weights(path)
+    # One that came with the loss is not in the configuration.
+    if "logit_bias" in weights and model.logit_bias is None:
         model.logit_bias = torch.nn.Parameter(torch.zeros(()))
     try:
-        model.load_state_dict({name: value.float() for name, value in _weights(path).items()})
+        model.load_state_dict({name: value.float() for name, value in weights.items()})
     except RuntimeError as error:
         raise UserError(
             f"{path}: weights do not fit the configuration: {str(error).splitlines()[-1].strip()}"
@@ -145,9 +150,11 @@ def home_of(source: str | Path) -> str | None:
     return next((prefix for prefix in ELSEWHERE if str(source).startswith(prefix)), None)
 
 
-def _from_home(source: str | Path, prefix: str, function: str) -> Any:
-    module = importlib.import_module(f".interop.{ELSEWHERE[prefix].module}", __package__)
-    return getattr(module, function)(str(source).removeprefix(prefix))
+def _interop(source: str | Path, prefix: str, module: str, function: str) -> Any:
+    """What a function of a module in `interop` gives of the rest of an address."""
+    return getattr(importlib.import_module(f".interop.{module}", __package__), function)(
+        str(source).removeprefix(prefix)
+    )
 
 
 def config_of(source: str | Path) -> ModelConfig:
@@ -164,8 +171,11 @@ def config_of(source: str | Path) -> ModelConfig:
     """
     if prefix := home_of(source):
         if (function := ELSEWHERE[prefix].config) is None:
-            raise UserError(f"{source} comes from elsewhere, without a ModelConfig of this library")
-        config: ModelConfig = _from_home(source, prefix, function)
+            raise UserError(
+                f"{source} is of an architecture that no ModelConfig describes, so that no run or folder of ours could "
+                "hold it: evaluate, embed, search and explain take it, to_open_clip takes its model"
+            )
+        config: ModelConfig = _interop(source, prefix, ELSEWHERE[prefix].module, function)
         return config
     path = _find(Path(source))
     return _config_in(_header(path), path)
@@ -199,11 +209,13 @@ def data_of(source: str | Path) -> DataConfig:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """What `save_model` wrote beside the weights, with at least a configuration.
+    """What stands beside the weights, at least a configuration.
 
     Raises:
-        UserError: for a file that `save_model` did not write.
+        UserError: for a file that has none, so that it is not ours.
     """
+    if path.name == PICKLED and (settings := path.with_name(SETTINGS)).is_file():
+        return {"config": read_json(settings)}
     with _opened(path) as file:
         metadata = file.metadata() or {}
     try:
@@ -223,6 +235,8 @@ def _foreign(path: Path) -> UserError:
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:
+    if path.name == PICKLED:
+        return read_state_dict(path)
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
@@ -254,17 +268,17 @@ def check_points(model: torch.nn.Module, where: object) -> None:
 def _find(source: Path) -> Path:
     if source.is_file():
         return source
-    if str(source).startswith("hf:"):
-        from .interop.hub import model_file
-
-        return model_file(str(source))
+    for prefix, (module, function) in FETCHED.items():
+        if str(source).startswith(prefix):
+            path: Path = _interop(source, prefix, module, function)
+            return path
     shipped = Path(str(resources.files("oblique_clip.data").joinpath(f"assets/{source.name}.safetensors")))
     if len(source.parts) == 1 and not source.exists() and shipped.is_file():
         return shipped
-    for place in (f"checkpoints/{BEST}", f"checkpoints/{LAST}", "model.safetensors"):
+    for place in (f"checkpoints/{BEST}", f"checkpoints/{LAST}", WEIGHTS, PICKLED):
         if (source / place).is_file():
             return source / place
     if not source.exists():
         hint = f"; of the hub it would be hf:{source}" if len(source.parts) == 2 and not source.is_absolute() else ""
         raise UserError(f"no such checkpoint or run folder: {source}{hint}")
-    raise UserError(f"{source} has no checkpoints/{BEST}, checkpoints/{LAST} or model.safetensors")
+    raise UserError(f"{source} has no checkpoints/{BEST}, checkpoints/{LAST} or {WEIGHTS}")

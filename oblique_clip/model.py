@@ -175,7 +175,8 @@ def _towers(config: ModelConfig, topology: Topology, pretrained: bool) -> tuple[
     arch = config.arch
     vocab_size = get_tokenizer(arch.tokenizer, arch.context_length).vocab_size
     if config.form == "clip":
-        return OpenClipImageTower(arch, topology.embed_dim), OpenClipTextTower(arch, vocab_size, topology.embed_dim)
+        dimension = topology.embed_dim
+        return OpenClipImageTower.fresh(arch, dimension), OpenClipTextTower.fresh(arch, vocab_size, dimension)
     head = (topology.n, topology.m, config.projection, config.class_tokens)
     return make_image_tower(arch, *head, weights=pretrained), TextTower(arch, vocab_size, *head)
 

@@ -94,7 +94,7 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(config.seed)
-    model = create_model(config.model, config.loss.loss).to(device)
+    model = create_model(config.model, config.loss.loss, pretrained=config.start_from is None).to(device)
     if config.start_from:
         start_weights(model, config)
     model.set_grad_checkpointing(config.optim.grad_checkpointing)

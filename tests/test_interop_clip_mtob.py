@@ -14,11 +14,13 @@ from conftest import gradients, relative_error
 from PIL import Image
 from torch import Tensor, nn
 
-from oblique_clip.checkpoint import Loaded
+from oblique_clip.checkpoint import Loaded, config_of, load
 from oblique_clip.data.images import decode_square
 from oblique_clip.errors import UserError
 from oblique_clip.evaluate.encode import encode_texts
 from oblique_clip.interop.clip_mtob import BertTokenizer, load_address, load_clip_mtob
+from oblique_clip.interop.hub import save_pretrained
+from oblique_clip.interop.open_clip import to_open_clip
 from oblique_clip.model import preprocess_of
 from oblique_clip.tokenizer import cut_to_longest
 
@@ -193,6 +195,17 @@ def test_pictures_are_cut_as_official_ones_are(tmp_path: Path) -> None:
     assert relative_error(preprocess(picture), official(picture)) < 1e-6
     square = decode_square(picture, preprocess.image_size)
     assert relative_error(preprocess.batch(square[None])[0], official(picture)) < 1e-6
+
+
+def test_what_a_checkpoint_can_do_without_a_configuration_is_told(tmp_path: Path) -> None:
+    """It has none, so it is not saved as ours; its model goes to open_clip."""
+    path = saved(SHAPES["reference"], tmp_path)
+    for use in (config_of, lambda source: save_pretrained(source, tmp_path / "folder")):
+        with pytest.raises(UserError, match="evaluate, embed, search and explain take it") as caught:
+            use(f"clip-mtob:{path}")
+        assert "\n" not in str(caught.value)
+    model = load(f"clip-mtob:{path}").model
+    assert to_open_clip(model).encode_image(torch.zeros(1, 3, 12, 12)).shape == (1, 512)
 
 
 def test_locking_leaves_the_last_groups(tmp_path: Path) -> None:

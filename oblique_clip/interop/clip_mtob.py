@@ -16,11 +16,10 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -34,8 +33,10 @@ from ..tokenizer import PAD_ID, Tokenizer
 from ..topology import parse_topology
 from ..towers import CLIP_MEAN, CLIP_STD, ImageTower, Part, TokenProjection, Tower, grouped, is_text
 from ..weights_file import read_state_dict
+from .open_clip import Cut
 
 HEAD_WIDTH = 64
+OFFICIAL_CUT = Cut("bicubic", "shortest", 0)
 HOME = "github.com/minogame/clip-mtob"
 VOCABULARY = f"ERNIE-BASE-EN-2.0/vocab.txt of {HOME}"
 # Ours, then the official name: the start of a weight's name, and what follows within a block of the image tower.
@@ -105,14 +106,8 @@ def load_clip_mtob(path: Path, vocabulary: Path | None) -> Loaded:
     model = DualEncoder(*towers, topology, LearnedTemperature(1.0, math.inf))
     model.load_state_dict(_renamed(weights, model.state_dict(), path))
     model.eval()
-    model.visual.preprocess = Preprocess(Side(sizes.arch.image_size, _official_square), CLIP_MEAN, CLIP_STD, "bicubic")
+    model.visual.preprocess = Preprocess(Side(sizes.arch.image_size, OFFICIAL_CUT), CLIP_MEAN, CLIP_STD, "bicubic")
     return Loaded(model, preprocess_of(model), tokenizer)
-
-
-def _official_square(image: Image.Image, side: int) -> Image.Image:
-    from torchvision.transforms.functional import InterpolationMode, center_crop, resize
-
-    return center_crop(resize(image, side, InterpolationMode.BICUBIC), side)
 
 
 class PostNormTextTower(Tower):

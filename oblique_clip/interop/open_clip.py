@@ -43,10 +43,13 @@ MISFITS = {
 }
 
 
-def from_open_clip(model: Any) -> DualEncoder:
+def from_open_clip(model: Any, context_length: int | None = None) -> DualEncoder:
     """A copy of an `open_clip.CLIP` or `CustomTextCLIP` on `sphere(d)`: the same embeddings, logits and losses.
 
     Towers of open_clip's plain transformers run as those of the form `clip` do, others as open_clip's own modules.
+
+    Args:
+        context_length: the tokenizer's, for a text tower of Hugging Face that does not say its own.
 
     Raises:
         UserError: for another class of models, such as CoCa, or pictures that are not square.
@@ -72,7 +75,7 @@ def from_open_clip(model: Any) -> DualEncoder:
         raise UserError(
             f"only models of open_clip.CLIP and CustomTextCLIP can be taken over, not {type(model).__name__}"
         )
-    visual, text = take_image_tower(model.visual, _preprocess_of(model)), take_text_tower(model)
+    visual, text = take_image_tower(model.visual, _preprocess_of(model)), take_text_tower(model, context_length)
     topology = parse_topology(f"sphere({width_of_text(text)})")
     temperature = LearnedTemperature(topology.initial_scale(), topology.max_scale)
     temperature.log_scale = nn.Parameter(model.logit_scale.detach().clone().reshape(()))
@@ -91,7 +94,7 @@ def _preprocess_of(model: Any) -> Preprocess:
     sides = settings.size if isinstance(settings.size, tuple | list) else (settings.size, settings.size)
     if len(set(sides)) != 1:
         raise UserError(f"pictures here are square; this model wants {' x '.join(map(str, sides))}")
-    side = Side(sides[0], _Cut(settings.interpolation, settings.resize_mode, settings.fill_color))
+    side = Side(sides[0], Cut(settings.interpolation, settings.resize_mode, settings.fill_color))
     return Preprocess(
         side, _three(settings.mean), _three(settings.std),
         "bilinear" if settings.interpolation == "bilinear" else "bicubic",
@@ -104,7 +107,7 @@ def _three(value: Any) -> tuple[float, float, float]:
 
 
 @dataclass(frozen=True)
-class _Cut:
+class Cut:
     """open_clip's way from a picture to a square, by its own transform."""
 
     interpolation: str
@@ -122,6 +125,12 @@ class _Cut:
         for step in transform.transforms[:-2]:
             image = step(image)
         return image
+
+
+def cut_of(preprocess: Preprocess) -> Cut:
+    """What a picture goes through to a square, in open_clip's words; `middle_square` is the nearest to `shortest`."""
+    side = preprocess.image_size
+    return side.cut if isinstance(side, Side) and isinstance(side.cut, Cut) else Cut("bilinear", "shortest", 0)
 
 
 def load_open_clip(address: str) -> Loaded:
@@ -172,7 +181,7 @@ def load_open_clip(address: str) -> Loaded:
             ) from error
         what = f"{pretrained} as open_clip's {name}" if pretrained else name
         raise UserError(f"cannot load {what}: {_reason(error)}") from error
-    taken = from_open_clip(model.eval())
+    taken = from_open_clip(model.eval(), tokenizer.context_length)
     return Loaded(taken, preprocess_of(taken), tokenizer)
 
 
@@ -246,7 +255,8 @@ def build_towers(config: ModelConfig, topology: Topology) -> tuple[nn.Module, nn
     if name not in open_clip.list_models():
         raise UserError(f"open_clip has no model {name!r}; see open_clip.list_models()")
     with _without_logging():
-        model = from_open_clip(_unloaded(str(config.open_clip), config.arch.patch_dropout))
+        theirs = _unloaded(str(config.open_clip), config.arch.patch_dropout)
+        model = from_open_clip(theirs, config.arch.context_length)
     size = model.visual.image_size[0]
     if size != config.arch.image_size:
         raise UserError(f"open_clip's {name} takes pictures of {size} pixels: set --image-size {size}")
@@ -435,8 +445,12 @@ def to_open_clip(model: DualEncoder, output_dict: bool = True) -> OpenClipModel:
     exported = OpenClipModel(model, output_dict)
     preprocess = preprocess_of(model)
     side = preprocess.image_size
-    cut = side.cut if isinstance(side, Side) and isinstance(side.cut, _Cut) else _Cut("bilinear", "shortest", 0)
-    ours = {"size": (int(side), int(side)), "mean": preprocess.mean, "std": preprocess.std, **asdict(cut)}
+    ours = {
+        "size": (int(side), int(side)),
+        "mean": preprocess.mean,
+        "std": preprocess.std,
+        **asdict(cut_of(preprocess)),
+    }
     open_clip.set_model_preprocess_cfg(exported, merge_preprocess_dict(PreprocessCfg(), ours))
     return exported
 
