@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 import geoopt
 import torch
@@ -28,6 +28,9 @@ from .errors import UserError
 from .manifold import Oblique
 from .pretrained import OwnLayout, timm_model
 from .tokenizer import PAD_ID
+
+if TYPE_CHECKING:
+    from .convnet import ConvTower
 
 Part = nn.Module | nn.Parameter
 T = TypeVar("T", bound="Tower")
@@ -248,7 +251,7 @@ def make_image_tower(
     projection: Projection = "per_token",
     class_tokens: Literal["free", "oblique"] = "free",
     weights: bool = True,
-) -> Tower:
+) -> ImageTower | ConvTower:
     """The tower for `arch.timm_name`: `ImageTower` for a ViT of timm, `ConvTower` for what gives a feature map.
 
     Raises:

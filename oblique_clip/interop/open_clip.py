@@ -25,7 +25,7 @@ from ..checkpoint import Loaded
 from ..config import Architecture, ModelConfig
 from ..data.images import Preprocess, Side
 from ..errors import UserError
-from ..model import DualEncoder, preprocess_of
+from ..model import DualEncoder, ImageEncoder, TextEncoder, preprocess_of
 from ..optim import is_decayed
 from ..temperature import LearnedTemperature
 from ..topology import Topology, parse_topology
@@ -241,7 +241,7 @@ def open_clip_config(address: str) -> ModelConfig:
     )  # fmt: skip
 
 
-def build_towers(config: ModelConfig, topology: Topology) -> tuple[nn.Module, nn.Module]:
+def build_towers(config: ModelConfig, topology: Topology) -> tuple[ImageEncoder, TextEncoder]:
     """The towers that `config.open_clip` names, with fresh weights; cut by `to_oblique` for the form `oblique`.
 
     Raises:

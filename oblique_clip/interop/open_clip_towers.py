@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from ..blocks import is_plain
 from ..data.images import Preprocess
 from ..errors import UserError
+from ..model import ImageEncoder, TextEncoder
 from ..tokenizer import PAD_ID
 from ..towers import OpenClipImageTower, OpenClipTextTower
 
 
-def take_image_tower(visual: Any, preprocess: Preprocess) -> nn.Module:
+def take_image_tower(visual: Any, preprocess: Preprocess) -> ImageEncoder:
     """A copy of a model's `visual`.
 
     Args:
@@ -38,7 +39,7 @@ def take_image_tower(visual: Any, preprocess: Preprocess) -> nn.Module:
     return OpenClipImageTower(trunk, preprocess, getattr(trunk.patch_dropout, "prob", 0.0))
 
 
-def take_text_tower(model: Any, context_length: int | None = None) -> nn.Module:
+def take_text_tower(model: Any, context_length: int | None = None) -> TextEncoder:
     """A copy of the text tower of an `open_clip.CLIP` or `CustomTextCLIP`.
 
     Args:

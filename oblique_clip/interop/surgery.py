@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..blocks import first_places, run_blocks
 from ..config import ModelConfig
 from ..errors import UserError
-from ..model import DualEncoder
+from ..model import DualEncoder, ImageEncoder, TextEncoder
 from ..temperature import LearnedTemperature, ScheduledTemperature, Temperature
 from ..topology import Topology, parse_topology
 from ..towers import ImageTower, OpenClipImageTower, OpenClipTextTower, TextTower, TokenProjection, one_share
@@ -117,7 +117,7 @@ def _projection(split: Split, weight: nn.Parameter) -> TokenProjection:
     return projection
 
 
-def _image_tower(tower: Any, split: Split, multiply: Split) -> nn.Module:
+def _image_tower(tower: Any, split: Split, multiply: Split) -> ImageEncoder:
     if isinstance(tower, OpenClipImageTower):
         return _ManyTokens(tower, split, multiply)
     if not isinstance(tower, ImageTower) or not tower.is_plain or tower.trunk.pos_embed is None:
@@ -135,7 +135,7 @@ def _image_tower(tower: Any, split: Split, multiply: Split) -> nn.Module:
     return tower
 
 
-def _text_tower(tower: Any, split: Split, multiply: Split) -> nn.Module:
+def _text_tower(tower: Any, split: Split, multiply: Split) -> TextEncoder:
     if isinstance(tower, OpenClipTextTower):
         return _CutEndToken(tower, split)
     if not isinstance(tower, TextTower):
