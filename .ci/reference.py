@@ -23,6 +23,7 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "oblique_clip.model": ("create_model", "DualEncoder", "preprocess_of"),
         "oblique_clip.temperature": ("make_temperature", "LearnedTemperature", "ScheduledTemperature"),
         "oblique_clip.tokenizer": ("get_tokenizer", "TinyTokenizer", "build_tiny_vocabulary", "cut_to_longest"),
+        "oblique_clip.weights_file": ("read_state_dict",),
         "oblique_clip.errors": ("UserError",),
     },
     "Settings": {

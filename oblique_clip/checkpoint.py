@@ -17,12 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .config import DataConfig, ModelConfig, from_json, to_json
+from .config import DataConfig, ModelConfig, from_json, read_json, to_json
 from .data.images import Preprocess
 from .distributed import whole
 from .errors import UserError
 from .model import DualEncoder, create_model, preprocess_of, tokenizer_of
 from .tokenizer import Tokenizer
+from .weights_file import first_bytes, is_torch, read_state_dict, why_unreadable
 
 
 class _Home(NamedTuple):
@@ -40,7 +41,13 @@ ELSEWHERE = {
     "open_clip:": _Home("open_clip", "load_open_clip", "open_clip_config"),
     "clip-mtob:": _Home("clip_mtob", "load_address", None),
 }
+# Keys of what a file says beside its weights, each with JSON.
+HEADER = ("config", "calibrated_scale", "data")
+# Addresses of what becomes a local file, by their beginning: a module in `interop`, and its function to the file.
+FETCHED = {"hf:": ("hub", "model_file")}
 BEST, LAST = "best.safetensors", "last.safetensors"
+# In a folder of `hub.save_pretrained`; what torch saved beside a config.json is read as well.
+WEIGHTS, PICKLED, SETTINGS = "model.safetensors", "pytorch_model.bin", "config.json"
 POINT_TOLERANCE = 1e-4
 
 
@@ -88,7 +95,7 @@ def save_model(
     weights = {name: _stored(whole(value), half) for name, value in model.state_dict().items()}
     if not write:
         return
-    metadata = {"config": json.dumps(to_json(config)), "logit_bias": json.dumps(model.logit_bias is not None)}
+    metadata = {"config": json.dumps(to_json(config))}
     if model.temperature.calibrated is not None:
         metadata["calibrated_scale"] = json.dumps(model.temperature.calibrated)
     if data is not None:
@@ -169,16 +176,17 @@ def load(source: str | Path, device: str | torch.device = "cpu") -> Loaded:
         [[8.0, 5.1, 0.5], [5.1, 8.0, 1.3], [0.5, 1.3, 8.0]]
     """
     if prefix := home_of(source):
-        loaded = _from_home(source, prefix, ELSEWHERE[prefix].load)
+        loaded = _interop(source, prefix, ELSEWHERE[prefix].module, ELSEWHERE[prefix].load)
         return Loaded(loaded.model.to(device).eval(), loaded.preprocess, loaded.tokenizer)
     path = _find(Path(source))
     header = _header(path)
     config = _config_in(header, path)
-    model = create_model(config, pretrained=False)
-    if header.get("logit_bias") and model.logit_bias is None:
+    model, weights = create_model(config, pretrained=False), _weights(path)
+    # One that came with the loss is not in the configuration.
+    if "logit_bias" in weights and model.logit_bias is None:
         model.logit_bias = torch.nn.Parameter(torch.zeros(()))
     try:
-        model.load_state_dict({name: value.float() for name, value in read_tensors(path)[0].items()})
+        model.load_state_dict({name: value.float() for name, value in weights.items()})
     except RuntimeError as error:
         raise UserError(
             f"{path}: weights do not fit the configuration: {str(error).splitlines()[-1].strip()}"
@@ -194,9 +202,11 @@ def home_of(source: str | Path) -> str | None:
     return next((prefix for prefix in ELSEWHERE if str(source).startswith(prefix)), None)
 
 
-def _from_home(source: str | Path, prefix: str, function: str) -> Any:
-    module = importlib.import_module(f".interop.{ELSEWHERE[prefix].module}", __package__)
-    return getattr(module, function)(str(source).removeprefix(prefix))
+def _interop(source: str | Path, prefix: str, module: str, function: str) -> Any:
+    """What a function of a module in `interop` gives of the rest of an address."""
+    return getattr(importlib.import_module(f".interop.{module}", __package__), function)(
+        str(source).removeprefix(prefix)
+    )
 
 
 def config_of(source: str | Path) -> ModelConfig:
@@ -213,16 +223,17 @@ def config_of(source: str | Path) -> ModelConfig:
     """
     if prefix := home_of(source):
         if (function := ELSEWHERE[prefix].config) is None:
-            raise UserError(f"{source} comes from elsewhere, without a ModelConfig of this library")
-        config: ModelConfig = _from_home(source, prefix, function)
+            raise UserError(
+                f"{source} is of an architecture that no ModelConfig describes, so that no run or folder of ours could "
+                "hold it: evaluate, embed, search and explain take it, to_open_clip takes its model"
+            )
+        config: ModelConfig = _interop(source, prefix, ELSEWHERE[prefix].module, function)
         return config
     path = _find(Path(source))
     return _config_in(_header(path), path)
 
 
 def _config_in(header: dict[str, Any], path: Path) -> ModelConfig:
-    if "config" not in header:
-        raise UserError(f"{path} has no oblique_clip configuration in its header")
     return from_json(ModelConfig, header["config"], f"{path} (header)")
 
 
@@ -250,18 +261,46 @@ def data_of(source: str | Path) -> DataConfig:
 
 
 def _header(path: Path) -> dict[str, Any]:
+    """What stands beside the weights, at least a configuration.
+
+    Raises:
+        UserError: for a file that has none, so that it is not ours.
+    """
+    if path.name == PICKLED and (settings := path.with_name(SETTINGS)).is_file():
+        return {"config": read_json(settings)}
     with _opened(path) as file:
-        return {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+        metadata = file.metadata() or {}
+    try:
+        header = {name: json.loads(metadata[name]) for name in HEADER if name in metadata}
+    except ValueError:
+        header = {}
+    if not isinstance(header.get("config"), dict):
+        raise _foreign(path)
+    return header
+
+
+def _foreign(path: Path) -> UserError:
+    return UserError(
+        f"{path} is no checkpoint of oblique_clip: load it as open_clip:NAME/{path}, clip-mtob:{path},VOCABULARY, or "
+        f"(image tower) --pretrained {path}"
+    )
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    return read_state_dict(path) if path.name == PICKLED else read_tensors(path)[0]
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A safetensors file to be read from."""
+    start = first_bytes(path)
+    if is_torch(start):
+        raise _foreign(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable checkpoint: {error}") from error
+        raise UserError(f"{path} {why_unreadable(start, error)}") from error
 
 
 def check_points(model: torch.nn.Module, where: object) -> None:
@@ -278,17 +317,17 @@ def check_points(model: torch.nn.Module, where: object) -> None:
 def _find(source: Path) -> Path:
     if source.is_file():
         return source
-    if str(source).startswith("hf:"):
-        from .interop.hub import model_file
-
-        return model_file(str(source))
+    for prefix, (module, function) in FETCHED.items():
+        if str(source).startswith(prefix):
+            path: Path = _interop(source, prefix, module, function)
+            return path
     shipped = Path(str(resources.files("oblique_clip.data").joinpath(f"assets/{source.name}.safetensors")))
     if len(source.parts) == 1 and not source.exists() and shipped.is_file():
         return shipped
-    for place in (f"checkpoints/{BEST}", f"checkpoints/{LAST}", "model.safetensors"):
+    for place in (f"checkpoints/{BEST}", f"checkpoints/{LAST}", WEIGHTS, PICKLED):
         if (source / place).is_file():
             return source / place
     if not source.exists():
         hint = f"; of the hub it would be hf:{source}" if len(source.parts) == 2 and not source.is_absolute() else ""
         raise UserError(f"no such checkpoint or run folder: {source}{hint}")
-    raise UserError(f"{source} has no checkpoints/{BEST}, checkpoints/{LAST} or model.safetensors")
+    raise UserError(f"{source} has no checkpoints/{BEST}, checkpoints/{LAST} or {WEIGHTS}")

@@ -456,11 +456,19 @@ def read_run_config(run: Path) -> TrainConfig:
         7
     """
     path = run / "config.json"
+    return from_json(TrainConfig, read_json(path), str(path))
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote.
+
+    Raises:
+        UserError: for a file that is missing or no JSON.
+    """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable configuration: {error}") from error
-    return from_json(TrainConfig, values, str(path))
 
 
 def _build(kind: type[T], values: Any, where: str) -> T:

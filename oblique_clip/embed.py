@@ -61,7 +61,8 @@ class EmbedConfig:
     data: Annotated[str, tyro.conf.Positional]
     """`emoji` (every shipped picture), a folder of pictures, a CSV, TSV or Parquet file, or .tar shards."""
     model: str = "tiny-oblique"
-    """A run folder, a checkpoint file or the name of a shipped model."""
+    """A run folder, a checkpoint file, a shipped model, or from elsewhere open_clip:NAME/TAG, clip-mtob:FILE or
+    hf:USER/NAME."""
     out: Path = Path("points.parquet")
     """Parquet file to write."""
     image_column: str = "image"

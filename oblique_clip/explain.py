@@ -15,7 +15,7 @@ from .checkpoint import Loaded, load
 from .data.images import READ_ERRORS, Side, decode_square
 from .device import pick_device
 from .errors import UserError
-from .figures import _shortened
+from .figures import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,8 @@ class ExplainConfig:
     """
 
     model: Annotated[Path, tyro.conf.Positional]
-    """A run folder, a checkpoint file or a shipped model."""
+    """A run folder, a checkpoint file, a shipped model, or from elsewhere open_clip:NAME/TAG, clip-mtob:FILE,VOCABULARY
+    or hf:USER/NAME."""
     image: Annotated[Path, tyro.conf.Positional]
     """A picture; its middle square is looked at."""
     out: Path
@@ -85,7 +86,7 @@ def explain(config: ExplainConfig) -> Path:
     images = loaded.preprocess.batch(_read(config.image, side)[None]).to(next(loaded.model.parameters()).device)
     maps = token_attention(loaded.model, images, config.rollout)[0].cpu()
     shares = None if config.text is None else sphere_shares(loaded, images, config.text)
-    figure = draw(picture, maps, config.image.name, config.text, shares)
+    figure = draw(picture, maps, loaded.model.topology.m, config.image.name, config.text, shares)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(config.out, dpi=120)
     return config.out
@@ -114,12 +115,15 @@ def sphere_shares(loaded: Loaded, images: Tensor, text: str) -> Tensor:
     return model.topology.per_sphere(model.encode_image(images), model.encode_text(ids))[0].cpu()
 
 
-def draw(picture: Tensor, maps: Tensor, name: str, text: str | None = None, shares: Tensor | None = None) -> Figure:
+def draw(
+    picture: Tensor, maps: Tensor, spheres: int, name: str, text: str | None = None, shares: Tensor | None = None
+) -> Figure:
     """The picture, then a panel for each token: the picture in faint grey under its map, all maps on one scale.
 
     Args:
         picture: uint8 (3, S, S).
         maps: (tokens, h, w), shares of attention.
+        spheres: m, which the tokens are read for, each for its own or one for all.
         shares: (m,), see `sphere_shares`, where `text` is given.
     """
     from matplotlib.figure import Figure
@@ -136,7 +140,7 @@ def draw(picture: Tensor, maps: Tensor, name: str, text: str | None = None, shar
     first.set_title(_heading(name, text, shares), fontsize=8)
     for index, axis in enumerate(panels[:tokens]):
         overlaid = _overlay(axis, picture, maps[index], float(maps.max()))
-        axis.set_title(_title(index, tokens, shares), fontsize=8)
+        axis.set_title(_title(index, tokens, spheres, shares), fontsize=8)
     figure.colorbar(overlaid, ax=axes, label="share of attention", shrink=0.6)
     return figure
 
@@ -153,18 +157,15 @@ def _overlay(axis: Axes, picture: Tensor, shares: Tensor, top: float) -> AxesIma
 
 def _heading(name: str, text: str | None, shares: Tensor | None) -> str:
     if text is None or shares is None:
-        return _shortened(name, LONGEST)
-    return (
-        f'{_shortened(name, LONGEST)}\n"{_shortened(text, LONGEST - 14)}": {float(shares.sum()):+.2f} of {len(shares)}'
-    )
+        return shortened(name, LONGEST)
+    return f'{shortened(name, LONGEST)}\n"{shortened(text, LONGEST - 14)}": {float(shares.sum()):+.2f} of {len(shares)}'
 
 
-def _title(index: int, tokens: int, shares: Tensor | None) -> str:
+def _title(index: int, tokens: int, spheres: int, shares: Tensor | None) -> str:
     """A token is its sphere's; one that all spheres are read from has their sum."""
-    if shares is None or tokens == len(shares):
-        own = "" if shares is None else f": {float(shares[index]):+.2f}"
-        return f"sphere {index + 1}{own}"
-    return f"all {len(shares)} spheres: {float(shares.sum()):+.2f}"
+    own = tokens == spheres
+    title = f"sphere {index + 1}" if own else f"all {spheres} spheres"
+    return title if shares is None else f"{title}: {float(shares[index] if own else shares.sum()):+.2f}"
 
 
 def _check_file_type(path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +22,9 @@ from torch.export import Dim, ExportedProgram
 
 from .checkpoint import Loaded, config_of, load
 from .config import ModelConfig, to_json, write_json
+from .device import pick_device
 from .errors import UserError
+from .interop.open_clip import cut_of
 from .model import DualEncoder
 from .tokenizer import PAD_ID
 from .topology import Topology
@@ -47,11 +49,13 @@ class ExportConfig:
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """A run folder, a checkpoint file or the name of a shipped model."""
+    """A run folder, a checkpoint file, a shipped model, or from elsewhere open_clip:NAME/TAG or hf:USER/NAME."""
     out: Path = Path("export")
     """Folder for image and text as .onnx or .pt2 files, config.json, and the vocabulary where it is the library's."""
     format: Literal["onnx", "torch"] = "onnx"
     """`onnx` (operator set 18) for ONNX runtimes, or `torch` for torch.export.load."""
+    device: str = "cpu"
+    """auto, cpu, cuda, cuda:N or mps: where a file of torch.export will run; ONNX files run anywhere."""
 
 
 class _Points(nn.Module):
@@ -94,7 +98,7 @@ def export(config: ExportConfig) -> dict[str, float | None]:
         raise UserError(f"{config.out} is a run folder, whose config.json would be lost: give another --out")
     if config.format == "onnx":
         _require_onnx()
-    loaded, settings = load(config.model), config_of(config.model)
+    loaded, settings = load(config.model, pick_device(config.device)), config_of(config.model)
     config.out.mkdir(parents=True, exist_ok=True)
     write_json(config.out / "config.json", to_json(settings))
     if settings.arch.tokenizer == "tiny":
@@ -126,8 +130,12 @@ def describe_use(loaded: Loaded, settings: ModelConfig) -> dict[str, Any]:
         "topology": model.topology.spec,
         "point_shape": list(model.topology.point_shape),
         "scale": model.temperature.scale.item(),
+        "calibrated_scale": model.temperature.calibrated,
         "bias": None if model.logit_bias is None else model.logit_bias.item(),
         "image_size": int(preprocess.image_size),
+        # From a picture of any size to a square, in open_clip's words, and from one square to another.
+        **asdict(cut_of(preprocess)),
+        "square_interpolation": preprocess.interpolation,
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
         "tokenizer": f"open_clip:{settings.open_clip}" if settings.open_clip else settings.arch.tokenizer,
@@ -151,7 +159,8 @@ def export_image(model: DualEncoder) -> ExportedProgram:
         >>> program.module()(torch.zeros(5, 3, 32, 32)).shape  # any number of pictures
         torch.Size([5, 8, 16])
     """
-    return _export(model, model.visual, torch.zeros(2, 3, *model.visual.image_size), {0: Dim("batch", min=1)})
+    images = torch.zeros(2, 3, *model.visual.image_size, device=_device_of(model))
+    return _export(model, model.visual, images, {0: Dim("batch", min=1)})
 
 
 def export_text(model: DualEncoder) -> ExportedProgram:
@@ -168,8 +177,12 @@ def export_text(model: DualEncoder) -> ExportedProgram:
         torch.Size([1, 8, 16])
     """
     length = Dim("length", min=2, max=model.context_length)
-    ids = torch.ones(2, min(5, model.context_length), dtype=torch.long)
+    ids = torch.ones(2, min(5, model.context_length), dtype=torch.long, device=_device_of(model))
     return _export(model, model.text, ids, {0: Dim("batch", min=1), 1: length})
+
+
+def _device_of(model: DualEncoder) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _export(model: DualEncoder, tower: nn.Module, example: Tensor, dynamic: dict[int, Any]) -> ExportedProgram:
@@ -203,7 +216,7 @@ def save_onnx(program: ExportedProgram, path: Path, facts: dict[str, Any]) -> Ru
     except ImportError:
         return None
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda batch: torch.from_numpy(session.run(None, {inputs: batch.numpy()})[0])
+    return lambda batch: torch.from_numpy(session.run(None, {inputs: batch.cpu().numpy()})[0])
 
 
 @torch.no_grad()
@@ -212,11 +225,13 @@ def _difference(run: Run, loaded: Loaded, tower: str) -> float:
     model, tokenizer = loaded.model, loaded.tokenizer
     if tower == "image":
         batch = torch.randn(3, 3, *model.visual.image_size, generator=torch.Generator().manual_seed(0))
+        batch = batch.to(_device_of(model))
         expected = model.encode_image(batch)
     else:
         batch = tokenizer(["a red apple", "cat", "a drawing of a house by the sea, seen from above"])
+        batch = batch.to(_device_of(model))
         expected = model.encode_text(batch)
-    difference = float((run(batch) - expected).norm() / expected.norm())
+    difference = float((run(batch).to(expected) - expected).norm() / expected.norm())
     if not difference <= TOLERANCE:
         raise RuntimeError(f"the exported {tower} tower differs from the model by {difference:.1e}")
     return difference

@@ -100,14 +100,14 @@ def _draw_names(figure: SubFigure, test: EmojiSet, found: dict[int, list[str]]) 
         style = {"transform": axis.transAxes, "ha": "center", "va": "top", "size": 7}
         for place, name in enumerate(names):
             weight = "bold" if name == test.records[row].concept else "normal"
-            axis.text(0.5, -0.08 - 0.15 * place, _shortened(name, 25), weight=weight, **style)
+            axis.text(0.5, -0.08 - 0.15 * place, shortened(name, 25), weight=weight, **style)
 
 
 def _draw_pictures(figure: SubFigure, test: EmojiSet, found: dict[str, list[int]]) -> None:
     """Names, and below each the pictures of `test` found for it, by row."""
     figure.suptitle("random names, their five most similar pictures (right ones framed)", size=10)
     for column, (name, rows) in zip(figure.subplots(SHOWN, len(found)).T, found.items(), strict=True):
-        column[0].set_title(_shortened(name, 22), fontsize=7)
+        column[0].set_title(shortened(name, 22), fontsize=7)
         for axis, row in zip(column, rows, strict=True):
             _show(axis, test, row)
             axis.set(xticks=[], yticks=[])
@@ -119,5 +119,5 @@ def _show(axis: Axes, test: EmojiSet, row: int) -> None:
     axis.imshow(test.images(np.array([row]))[0].permute(1, 2, 0))
 
 
-def _shortened(name: str, length: int) -> str:
+def shortened(name: str, length: int) -> str:
     return name if len(name) < length else name[: length - 2] + "…"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,33 @@ from .errors import UserError
 from .temperature import Temperature, make_temperature
 from .tokenizer import Tokenizer, get_tokenizer
 from .topology import Topology, parse_topology
+
+
+class Encoder(Protocol):
+    """What `DualEncoder` wants of either tower, an `nn.Module`: a batch to features (B, m, n), which can be frozen."""
+
+    def __call__(self, batch: Tensor, /) -> Tensor: ...
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None: ...
+
+
+class ImageEncoder(Encoder, Protocol):
+    """An image tower: pictures (B, 3, H, W), normalised by `image_mean` and `image_std`, to features."""
+
+    image_size: tuple[int, int]
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+    def lock(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None: ...
+
+
+class TextEncoder(Encoder, Protocol):
+    """A text tower: token ids (B, L), L up to `context_length`, to features."""
+
+    context_length: int
+    vocab_size: int
+
+    def lock(self, unlocked_groups: int = 0) -> None: ...
 
 
 class DualEncoder(nn.Module):
@@ -43,15 +70,17 @@ class DualEncoder(nn.Module):
 
     def __init__(
         self,
-        visual: Any,
-        text: Any,
+        visual: ImageEncoder,
+        text: TextEncoder,
         topology: Topology,
         temperature: Temperature,
         logit_bias: float | None = None,
         output_dict: bool = False,
     ) -> None:
         super().__init__()
-        self.visual, self.text = visual, text
+        # Who looks into a tower knows which one it is.
+        self.visual: Any = visual
+        self.text: Any = text
         self.topology, self.temperature = topology, temperature
         self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias)))
         self.output_dict = output_dict
@@ -164,7 +193,7 @@ def create_model(config: ModelConfig, loss: str = "info_nce", pretrained: bool =
     return DualEncoder(*towers, topology, temperature, bias)
 
 
-def _towers(config: ModelConfig, topology: Topology, pretrained: bool) -> tuple[nn.Module, nn.Module]:
+def _towers(config: ModelConfig, topology: Topology, pretrained: bool) -> tuple[ImageEncoder, TextEncoder]:
     # open_clip takes seconds to import: a mistake in the configuration is told before.
     if config.open_clip is not None:
         from .interop.open_clip import build_towers
@@ -175,7 +204,8 @@ def _towers(config: ModelConfig, topology: Topology, pretrained: bool) -> tuple[
     arch = config.arch
     vocab_size = get_tokenizer(arch.tokenizer, arch.context_length).vocab_size
     if config.form == "clip":
-        return OpenClipImageTower(arch, topology.embed_dim), OpenClipTextTower(arch, vocab_size, topology.embed_dim)
+        dimension = topology.embed_dim
+        return OpenClipImageTower.fresh(arch, dimension), OpenClipTextTower.fresh(arch, vocab_size, dimension)
     head = (topology.n, topology.m, config.projection, config.class_tokens)
     return make_image_tower(arch, *head, weights=pretrained), TextTower(arch, vocab_size, *head)
 

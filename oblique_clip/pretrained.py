@@ -18,25 +18,22 @@ timm to other pictures or patches, and only then the front of the line is exchan
 from __future__ import annotations
 
 import math
-import pickle
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .config import Architecture
 from .errors import UserError
+from .weights_file import Weights, read_state_dict
 
 FROM_TIMM = "timm"
 SPREAD = 0.1
 """Length of the noise that sets a copy apart, relative to that of the class token with its position."""
 # Parts of timm's models that stand behind the last norm, or serve its training alone.
 UNREAD = ("head.", "head_dist.", "fc_norm.", "attn_pool.", "mask_token", "rope.")
-
-Weights = dict[str, Tensor]
 
 
 class OwnLayout:
@@ -161,10 +158,7 @@ def read_weights(arch: Architecture, own: nn.Module, **settings: Any) -> Weights
     if arch.pretrained == FROM_TIMM:
         weights = _from_timm(arch.timm_name, settings)
     else:
-        weights = _from_file(Path(str(arch.pretrained)))
-        # Most families come with a filter that resizes positions and patches and knows their older layouts.
-        adapt = getattr(sys.modules[type(own).__module__], "checkpoint_filter_fn", None)
-        weights = weights if adapt is None else adapt(weights, own)
+        weights = _adapted(_from_file(Path(str(arch.pretrained))), own, arch)
     return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
 
 
@@ -234,21 +228,25 @@ def _from_timm(name: str, settings: dict[str, Any]) -> Weights:
 
 
 def _from_file(path: Path) -> Weights:
-    from timm.models import load_state_dict
-
     if not path.is_file():
         raise UserError(f"--pretrained: no such file: {path} ({FROM_TIMM!r} stands for the weights that timm names)")
     try:
-        weights: Weights = load_state_dict(str(path), device="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
-        raise _unreadable(path, error) from error
-    except (pickle.UnpicklingError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
-    if not all(isinstance(value, Tensor) for value in weights.values()):
-        raise UserError(f"--pretrained: {path} holds more than tensors: it is no state dict")
-    return weights
+        return read_state_dict(path)
+    except UserError as error:
+        raise UserError(f"--pretrained: {error}") from error
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
-    why = str(error).strip().splitlines() or [type(error).__name__]
-    return UserError(f"--pretrained: {path} is not a readable state dict (safetensors, or tensors alone): {why[0]}")
+def _adapted(weights: Weights, own: nn.Module, arch: Architecture) -> Weights:
+    """Resized by the filter that most families come with, which knows their older layouts as well."""
+    adapt = getattr(sys.modules[type(own).__module__], "checkpoint_filter_fn", None)
+    if adapt is None:
+        return weights
+    try:
+        adapted: Weights = adapt(weights, own)
+    except Exception as error:  # the filters take their own layout for granted, each in its way
+        raise UserError(
+            f"--pretrained {arch.pretrained} does not hold {arch.timm_name} in a layout that timm knows "
+            f"({type(error).__name__}: {' '.join(str(error).split())}): name the model that it was trained as with "
+            "--timm-name"
+        ) from error
+    return adapted

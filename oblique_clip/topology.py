@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
@@ -40,7 +41,7 @@ SIGLIP_INITIAL_SCALE = 10.0
 SIGLIP_INITIAL_LOGIT = -10.0
 
 
-class Topology(nn.Module):
+class Topology(nn.Module, ABC):
     """Common ground of every topology. `m` rows of `n` features go in, points of shape `point_shape` come out.
 
     Shapes: features (B, m, n); points (B, *point_shape), at least float32.
@@ -92,18 +93,18 @@ class Topology(nn.Module):
         return 1
 
     @property
+    @abstractmethod
     def range(self) -> tuple[float, float]:
         """Smallest and largest similarity."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def manifold(self) -> geoopt.Manifold:
         """The geoopt manifold that points lie on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def project(self, features: Tensor) -> Tensor:
         """Features (B, m, n) of any float type to points; float16 and bfloat16 are computed in float32."""
-        raise NotImplementedError
 
     def similarity(self, x: Tensor, y: Tensor) -> Tensor:
         """Every point of x with every point of y: (B1, *point_shape), (B2, *point_shape) -> (B1, B2)."""
@@ -125,9 +126,9 @@ class Topology(nn.Module):
         """
         raise UserError(f"{self.spec} is no product of spheres: a similarity has no parts")
 
+    @abstractmethod
     def mean(self, points: Tensor, weights: Tensor | None = None) -> Tensor:
         """Mean of points (K, ..., *point_shape) over the first axis, on the manifold; `weights` (K,), >= 0."""
-        raise NotImplementedError
 
     def flat(self, points: Tensor) -> Tensor:
         """Unit vectors (B, n*m) whose inner products rank as `similarity` does, for tools that know only cosines.
@@ -137,11 +138,13 @@ class Topology(nn.Module):
         """
         raise UserError(f"{self.spec} has no flat form: no unit vectors rank as its distance does")
 
+    @abstractmethod
     def _pairwise(self, x: Tensor, y: Tensor) -> Tensor:
-        raise NotImplementedError
+        """`similarity`, computed as it is written."""
 
+    @abstractmethod
     def _rowwise(self, x: Tensor, y: Tensor) -> Tensor:
-        raise NotImplementedError
+        """`similarity_rowwise`, computed as it is written."""
 
     @property
     def _width(self) -> float:

@@ -8,8 +8,9 @@ its own position embedding, as in the official code of arXiv 2209.02127 (minogam
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 import geoopt
 import torch
@@ -22,10 +23,14 @@ from torch import Tensor, nn
 
 from .blocks import first_places, is_plain, one_place, packing_of, run_blocks
 from .config import Architecture
+from .data.images import Preprocess
 from .errors import UserError
 from .manifold import Oblique
 from .pretrained import OwnLayout, timm_model
 from .tokenizer import PAD_ID
+
+if TYPE_CHECKING:
+    from .convnet import ConvTower
 
 Part = nn.Module | nn.Parameter
 T = TypeVar("T", bound="Tower")
@@ -82,7 +87,7 @@ class TokenProjection(nn.Module):
         return (tokens @ self.weight[0]).unflatten(-1, (-1, self.n)).flatten(1, 2)
 
 
-class Tower(nn.Module):
+class Tower(nn.Module, ABC):
     """What towers share: freezing by groups, from the input up.
 
     Examples:
@@ -94,9 +99,9 @@ class Tower(nn.Module):
         ['projection.weight']
     """
 
+    @abstractmethod
     def groups(self) -> list[list[Part]]:
         """Parts that freeze together, input first: embeddings, each block, the last with its norm, projection."""
-        raise NotImplementedError
 
     def lock(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
         """Freeze all but the last `unlocked_groups` groups, as open_clip does (from Zhai et al. 2022).
@@ -123,7 +128,7 @@ class Tower(nn.Module):
         return self
 
 
-def _grouped(stem: list[Part], blocks: Iterable[Part], norm: Part, projection: Part) -> list[list[Part]]:
+def grouped(stem: list[Part], blocks: Iterable[Part], norm: Part, projection: Part) -> list[list[Part]]:
     """open_clip's groups (`VisionTransformer.lock`, `lock_text_tower`)."""
     *earlier, last = blocks
     return [stem, *([block] for block in earlier), [last, norm], [projection]]
@@ -199,7 +204,7 @@ class ImageTower(Tower):
     def key_mask(self, x: Tensor) -> Tensor | None:
         """What plain blocks add to the logits of the keys, (B, prefix + patches); None for nothing."""
         used = x.new_ones(x.shape[:2], dtype=torch.bool)
-        return one_share(used, self.num_tokens) if self.shared_attention else None
+        return one_share(used, self.num_tokens, x.dtype) if self.shared_attention else None
 
     def embed(self, images: Tensor) -> Tensor:
         """What the first of plain blocks takes: prefix tokens and patches, (B, prefix + patches, width)."""
@@ -236,7 +241,7 @@ class ImageTower(Tower):
     def groups(self) -> list[list[Part]]:
         trunk = self.trunk
         stem = [trunk.patch_embed, trunk.norm_pre, trunk.pos_embed, trunk.reg_token, getattr(trunk, "rope", None)]
-        return _grouped([part for part in stem if part is not None], trunk.blocks, trunk.norm, self.projection)
+        return grouped([part for part in stem if part is not None], trunk.blocks, trunk.norm, self.projection)
 
 
 def make_image_tower(
@@ -246,7 +251,7 @@ def make_image_tower(
     projection: Projection = "per_token",
     class_tokens: Literal["free", "oblique"] = "free",
     weights: bool = True,
-) -> Tower:
+) -> ImageTower | ConvTower:
     """The tower for `arch.timm_name`: `ImageTower` for a ViT of timm, `ConvTower` for what gives a feature map.
 
     Raises:
@@ -349,7 +354,7 @@ class TextTower(Tower):
         x = run_blocks(
             self.transformer.resblocks, packing.pack(x) if packing else x,
             first_places(self.num_tokens, packing),
-            key_mask=one_share(mask, self.num_tokens) if self.shared_attention else mask, packing=packing,
+            key_mask=one_share(mask, self.num_tokens, x.dtype) if self.shared_attention else mask, packing=packing,
             checkpointing=self.transformer.grad_checkpointing,
         )  # fmt: skip
         return self.projection(self.ln_final(x))
@@ -359,12 +364,12 @@ class TextTower(Tower):
 
     def groups(self) -> list[list[Part]]:
         stem: list[Part] = [self.token_embedding, self.class_tokens, self.positional_embedding]
-        return _grouped(stem, self.transformer.resblocks, self.ln_final, self.projection)
+        return grouped(stem, self.transformer.resblocks, self.ln_final, self.projection)
 
 
-def one_share(mask: Tensor, count: int) -> Tensor:
+def one_share(mask: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """What to add to the logits of keys (B, L) where `mask` is true, so that the first `count` weigh as much as one."""
-    added = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
+    added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf)
     added[:, :count] -= math.log(count)
     return added
 
@@ -394,27 +399,45 @@ def init_blocks(blocks: nn.ModuleList, width: int, weights: tuple[str, str, str,
 class OpenClipImageTower(Tower):
     """open_clip's own `VisionTransformer`, its blocks run by `run_blocks`; features (B, 1, embed_dim).
 
+    Args:
+        trunk: read at its class token.
+        preprocess: what its pictures go through, where it was trained elsewhere; None for the transform of CLIP.
+        patch_dropout: see `Architecture`; open_clip's own is not run.
+        tokens: prefix tokens of the trunk, all of them read.
+
     Examples:
         >>> import torch
         >>> from oblique_clip.config import Architecture
         >>> from oblique_clip.towers import OpenClipImageTower
-        >>> OpenClipImageTower(Architecture(), embed_dim=128)(torch.zeros(2, 3, 32, 32)).shape
+        >>> OpenClipImageTower.fresh(Architecture(), embed_dim=128)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 1, 128])
     """
 
-    def __init__(self, arch: Architecture, embed_dim: int) -> None:
+    def __init__(
+        self, trunk: OpenClipVision, preprocess: Preprocess | None = None, patch_dropout: float = 0.0, tokens: int = 1
+    ) -> None:
         super().__init__()
+        self.trunk, self.preprocess = trunk, preprocess
+        self.image_size = (int(trunk.image_size[0]), int(trunk.image_size[1]))
+        self.image_mean, self.image_std = (preprocess.mean, preprocess.std) if preprocess else (CLIP_MEAN, CLIP_STD)
+        self.num_tokens = self.prefix = tokens
+        # timm's, as in the other forms: open_clip's would wait for a GPU at every step.
+        self.patch_drop = PatchDropout(patch_dropout, num_prefix_tokens=tokens) if patch_dropout else nn.Identity()
+
+    @classmethod
+    def fresh(cls, arch: Architecture, embed_dim: int) -> OpenClipImageTower:
+        """A tower of these sizes with open_clip's start.
+
+        Raises:
+            UserError: where `arch` asks for weights of timm.
+        """
         if arch.pretrained is not None:
             raise UserError("form 'clip' is open_clip's own model: --pretrained is for the timm towers of other forms")
-        self.image_size = (arch.image_size, arch.image_size)
-        self.image_mean, self.image_std = CLIP_MEAN, CLIP_STD
-        self.num_tokens = 1
-        self.trunk = OpenClipVision(
+        trunk = OpenClipVision(
             image_size=arch.image_size, patch_size=arch.patch_size, width=arch.vision_width, layers=arch.vision_layers,
             heads=arch.vision_heads, mlp_ratio=4.0, output_dim=embed_dim, norm_layer=LayerNorm,
         )  # fmt: skip
-        # timm's, as in the other forms: open_clip's would wait for a GPU at every step.
-        self.patch_drop = PatchDropout(arch.patch_dropout) if arch.patch_dropout else nn.Identity()
+        return cls(trunk, patch_dropout=arch.patch_dropout)
 
     def forward(self, images: Tensor) -> Tensor:
         trunk = self.trunk
@@ -431,7 +454,7 @@ class OpenClipImageTower(Tower):
         x = torch.cat([trunk.class_embedding.expand(len(x), 1, -1), x], 1) + trunk.positional_embedding
         return trunk.ln_pre(self.patch_drop(x))
 
-    is_plain, prefix = True, 1
+    is_plain = True
 
     def key_mask(self, x: Tensor) -> Tensor | None:
         """See `ImageTower`: its class token is one."""
@@ -457,7 +480,7 @@ class OpenClipImageTower(Tower):
     def groups(self) -> list[list[Part]]:
         trunk = self.trunk
         stem = [trunk.conv1, trunk.class_embedding, trunk.positional_embedding, trunk.ln_pre]
-        return _grouped(stem, trunk.transformer.resblocks, trunk.ln_post, trunk.proj)
+        return grouped(stem, trunk.transformer.resblocks, trunk.ln_post, trunk.proj)
 
 
 class OpenClipTextTower(Tower):
@@ -469,20 +492,26 @@ class OpenClipTextTower(Tower):
         >>> import torch
         >>> from oblique_clip.config import Architecture
         >>> from oblique_clip.towers import OpenClipTextTower
-        >>> tower = OpenClipTextTower(Architecture(), vocab_size=4096, embed_dim=128).eval()
+        >>> tower = OpenClipTextTower.fresh(Architecture(), vocab_size=4096, embed_dim=128).eval()
         >>> ids = torch.tensor([[5, 9, 4095, 0, 0, 0]])
         >>> tower(ids).shape, torch.allclose(tower(ids), tower(ids[:, :3]), atol=1e-5)
         (torch.Size([1, 1, 128]), True)
     """
 
-    def __init__(self, arch: Architecture, vocab_size: int, embed_dim: int) -> None:
+    def __init__(self, trunk: OpenClipText) -> None:
         super().__init__()
-        self.context_length, self.vocab_size = arch.context_length, vocab_size
+        self.context_length, self.vocab_size = int(trunk.context_length), int(trunk.vocab_size)
         self.num_tokens = 1
-        self.trunk = OpenClipText(
+        self.trunk = trunk
+
+    @classmethod
+    def fresh(cls, arch: Architecture, vocab_size: int, embed_dim: int) -> OpenClipTextTower:
+        """A tower of these sizes with open_clip's start."""
+        trunk = OpenClipText(
             context_length=arch.context_length, vocab_size=vocab_size, width=arch.text_width, heads=arch.text_heads,
             layers=arch.text_layers, output_dim=embed_dim, norm_layer=LayerNorm,
         )  # fmt: skip
+        return cls(trunk)
 
     def forward(self, ids: Tensor) -> Tensor:
         trunk = self.trunk
@@ -503,4 +532,4 @@ class OpenClipTextTower(Tower):
     def groups(self) -> list[list[Part]]:
         trunk = self.trunk
         stem = [trunk.token_embedding, trunk.positional_embedding]
-        return _grouped(stem, trunk.transformer.resblocks, trunk.ln_final, trunk.text_projection)
+        return grouped(stem, trunk.transformer.resblocks, trunk.ln_final, trunk.text_projection)

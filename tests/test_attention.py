@@ -10,6 +10,7 @@ import torch
 from conftest import TINY, relative_error
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import rc_context
 from matplotlib.image import imread
 from PIL import Image
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from oblique_clip.cli import main
 from oblique_clip.config import Architecture, ModelConfig
 from oblique_clip.errors import UserError
 from oblique_clip.explain import SIDE, draw, sphere_shares
+from oblique_clip.interop.surgery import to_oblique
 from oblique_clip.model import DualEncoder, create_model
 from oblique_clip.topology import parse_topology
 
@@ -97,6 +99,25 @@ def test_tokens_that_share_the_attention_of_one_draw_no_more_than_one() -> None:
     for rollout in (False, True):
         expected = one.token_attention(batch, rollout).expand(-1, M, -1, -1)
         assert relative_error(shared.token_attention(batch, rollout), expected) < SAME
+
+
+@pytest.mark.parametrize("form", ["sphere", "clip"])
+def test_after_surgery_without_noise_every_token_has_the_map_of_the_one_before(form: str) -> None:
+    one, batch = model_of(form), images()
+    cut = to_oblique(one, N, M, spread=0.0)
+    for rollout in (False, True):
+        expected = one.token_attention(batch, rollout).expand(-1, M, -1, -1)
+        assert relative_error(cut.token_attention(batch, rollout), expected) < SAME
+
+
+def test_a_shared_attention_under_autocast_is_that_in_full_precision_rounded() -> None:
+    """The keys' share of one is added in the precision that the blocks run in."""
+    cut, batch = to_oblique(model_of("clip").float(), N, M), images().float()
+    expected = cut.encode_image(batch, normalize=False)
+    for context in (torch.no_grad(), torch.enable_grad()):
+        with context, torch.autocast("cpu", torch.bfloat16):
+            found = cut.encode_image(batch, normalize=False)
+        assert relative_error(found, expected) < 0.03
 
 
 @pytest.mark.parametrize("form", ["oblique", "clip"])
@@ -276,7 +297,7 @@ def test_a_drawing_shows_each_map_under_the_share_of_its_sphere(checkpoint: Call
     points = loaded.model.encode_text(loaded.tokenizer(["red apple"]))
     total = loaded.model.topology.similarity(loaded.model.encode_image(batch), points)
     assert relative_error(shares.sum(), total.squeeze()) < SAME_FLOAT32
-    figure = draw(square, maps, "picture.png", "red apple", shares)
+    figure = draw(square, maps, M, "picture.png", "red apple", shares)
     first, *panels = figure.axes[: 1 + M]
     assert first.get_title() == f'picture.png\n"red apple": {total.item():+.2f} of {M}'
     assert np.array_equal(first.images[0].get_array(), square.permute(1, 2, 0))
@@ -287,10 +308,22 @@ def test_a_drawing_shows_each_map_under_the_share_of_its_sphere(checkpoint: Call
         assert overlay.get_clim() == pytest.approx((0, maps.max().item())), "one scale for all"
 
 
+def test_one_token_for_all_spheres_is_no_single_sphere(
+    checkpoint: Callable[..., Path], picture: Path, tmp_path: Path
+) -> None:
+    for flags, title in (([], f"all {M} spheres<"), (["--text", "red apple"], f"all {M} spheres: ")):
+        out = tmp_path / "out.svg"
+        args = [str(checkpoint(projection="reshaped")), str(picture), "--out", str(out), "--device", "cpu", *flags]
+        with rc_context({"svg.fonttype": "none"}):
+            assert main(["explain", *args]) == 0
+        drawn = out.read_text()
+        assert title in drawn and "sphere 1" not in drawn
+
+
 def test_maps_differ_in_grey_by_their_shares(tmp_path: Path) -> None:
     """On an even picture the panels get lighter with the share, by colour and without."""
     maps = torch.linspace(0, 1, 16).view(1, 4, 4)
-    figure = draw(torch.full((3, SIDE, SIDE), 128, dtype=torch.uint8), maps, "picture.png")
+    figure = draw(torch.full((3, SIDE, SIDE), 128, dtype=torch.uint8), maps, 1, "picture.png")
     figure.savefig(tmp_path / "drawing.png", dpi=120)
     grey = (
         torch.from_numpy(imread(tmp_path / "drawing.png")[..., :3]).double()

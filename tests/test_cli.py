@@ -163,7 +163,7 @@ def test_evaluate_names_what_is_wrong(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "wrong" / "cat").mkdir(parents=True)
     (tmp_path / "wrong" / "cat" / "a.png").write_bytes(b"not a picture")
     for args, expected in (
-        ((tmp_path / "damaged.safetensors",), "not a readable checkpoint"),
+        ((tmp_path / "damaged.safetensors",), "is no .pt or .safetensors file, or not a whole one"),
         ((tmp_path / "empty",), "has no checkpoints/best.safetensors"),
         ((trained, "--data", tmp_path / "missing"), "no such file or folder"),
         ((trained, "--data", tmp_path / "empty"), "no sub-folders"),

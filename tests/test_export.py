@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, relative_error
+from PIL import Image
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from oblique_clip import create_model, load, model_config
 from oblique_clip.checkpoint import save_model
+from oblique_clip.data.images import Side
 from oblique_clip.errors import UserError
 from oblique_clip.export import (
     OPSET,
@@ -27,21 +30,32 @@ from oblique_clip.export import (
     save_onnx,
     save_torch,
 )
+from oblique_clip.interop.open_clip import Cut
+from oblique_clip.interop.surgery import to_oblique
 from oblique_clip.model import DualEncoder
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 FORMS = ("clip", "sphere", "oblique")
+SOURCES = (*FORMS, "surgery", "clip surgery", "convnet")
 # Blocks before the last run as those of the text tower do: one block of the image tower is enough.
 ARCH = replace(TINY, vision_layers=1)
 BATCHES = (1, 3, 5)
 """None of them the size that was exported."""
 
 
-@pytest.fixture(scope="module", params=FORMS)
+def model_of(source: str) -> DualEncoder:
+    if source in FORMS:
+        return create_model(model_config("tiny", source, arch=ARCH))  # type: ignore[arg-type]
+    if source == "convnet":
+        return create_model(model_config("tiny", "oblique", arch=replace(ARCH, timm_name="test_resnet", image_size=64)))
+    return to_oblique(model_of("clip" if source == "clip surgery" else "sphere"), 16, 8)
+
+
+@pytest.fixture(scope="module", params=SOURCES)
 def exported(request: pytest.FixtureRequest) -> tuple[DualEncoder, ExportedProgram, ExportedProgram]:
     torch.manual_seed(0)
-    model = create_model(model_config("tiny", request.param, arch=ARCH)).eval()
+    model = model_of(request.param).eval()
     return model, export_image(model), export_text(model)
 
 
@@ -106,7 +120,9 @@ def test_a_folder_has_all_that_is_needed_without_the_library(tmp_path: Path) -> 
     from tokenizers import Tokenizer
 
     config = model_config("tiny", "oblique", arch=replace(ARCH, text_layers=1), topology="oblique(16,8)/chordal")
-    save_model(create_model(config), config, tmp_path / "model.safetensors")
+    model = create_model(config)
+    model.temperature.calibrated = 0.5
+    save_model(model, config, tmp_path / "model.safetensors")
     out = tmp_path / "export"
     assert export(ExportConfig(str(tmp_path / "model.safetensors"), out, "torch")) == {
         "image.pt2": pytest.approx(0, abs=TOLERANCE),
@@ -125,8 +141,29 @@ def test_a_folder_has_all_that_is_needed_without_the_library(tmp_path: Path) -> 
     pixels = torch.full((3, 40, 40), 200, dtype=torch.uint8)
     by_hand = (200 / 255 - torch.tensor(facts["mean"])) / torch.tensor(facts["std"])
     assert relative_error(loaded.preprocess.batch(pixels[None])[0, :, 0, 0], by_hand) < 1e-5
-    assert facts["scale"] == loaded.model.temperature.scale.item()
+    assert facts["scale"] == loaded.model.temperature.scale.item() and facts["calibrated_scale"] == 0.5
     assert {path.name for path in out.iterdir()} == {"config.json", "image.pt2", "text.pt2", "tokenizer.json"}
+
+
+@pytest.mark.parametrize("mode", ["middle_square", "squash"])
+def test_a_picture_becomes_a_square_by_the_facts_alone(mode: str) -> None:
+    """Ours, and one of open_clip's that keeps no shape."""
+    config = model_config("tiny", "clip", arch=ARCH)
+    loaded = load("tiny-sphere")
+    if mode == "squash":
+        side = Side(32, Cut("bicubic", "squash", 0))
+        loaded = loaded._replace(preprocess=replace(loaded.preprocess, image_size=side, interpolation="bicubic"))
+    facts = describe_use(loaded, config)
+    pixels = torch.randint(0, 256, (60, 90, 3), dtype=torch.uint8)
+    picture = Image.fromarray(pixels.numpy())
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    whole = facts["resize_mode"] == "squash"
+    small = picture.resize((32, 32) if whole else (48, 32), filters[facts["interpolation"]])
+    square = torch.from_numpy(np.array(small if whole else small.crop((8, 0, 40, 32)))).permute(2, 0, 1)
+    normal = (square / 255 - torch.tensor(facts["mean"])[:, None, None]) / torch.tensor(facts["std"])[:, None, None]
+    assert facts["image_size"] == 32 and facts["resize_mode"] == ("squash" if mode == "squash" else "shortest")
+    assert facts["square_interpolation"] == loaded.preprocess.interpolation
+    assert relative_error(loaded.preprocess(picture), normal) < 1e-5
 
 
 def test_a_run_folder_and_a_missing_model_are_refused(tmp_path: Path) -> None:

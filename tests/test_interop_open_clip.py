@@ -21,7 +21,7 @@ from open_clip_train.train import train_one_epoch
 from PIL import Image
 
 from oblique_clip import load
-from oblique_clip.checkpoint import data_of, save_model
+from oblique_clip.checkpoint import config_of, data_of, save_model
 from oblique_clip.cli import main
 from oblique_clip.config import DataConfig, ModelConfig, OptimConfig, TemperatureConfig
 from oblique_clip.data.emoji import EmojiSet
@@ -34,12 +34,13 @@ from oblique_clip.evaluate.zeroshot import build_classifier, classification
 from oblique_clip.export import ExportConfig, export
 from oblique_clip.interop.hub import save_pretrained
 from oblique_clip.interop.open_clip import from_open_clip, to_open_clip
-from oblique_clip.interop.open_clip_towers import AnyImage, AnyText, PlainImage, PlainText
+from oblique_clip.interop.open_clip_towers import AnyImage, AnyText
 from oblique_clip.interop.surgery import oblique_config, to_oblique
 from oblique_clip.model import DualEncoder, create_model, preprocess_of
 from oblique_clip.optim import Optimizer, is_decayed
 from oblique_clip.step import train_step
 from oblique_clip.tokenizer import cut_to_longest
+from oblique_clip.towers import OpenClipImageTower, OpenClipTextTower
 
 SAME = 1e-5
 """Embeddings, logits and parameters of one model in two libraries, in float32."""
@@ -60,7 +61,7 @@ def their_model(
     return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(32, vision, text, **options).eval()
 
 
-PLAIN = (PlainImage, PlainText)
+PLAIN = (OpenClipImageTower, OpenClipTextTower)
 SIGLIP = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "pad_id": 1}
 EOS = {"pool_type": "eos", "eos_id": END}
 
@@ -76,10 +77,10 @@ EOS = {"pool_type": "eos", "eos_id": END}
         ({"attentional_pool": True, "attn_pooler_heads": 2}, EOS, {}, (AnyImage, AnyText)),
         ({"layers": [1, 1, 1, 1], "width": 16}, {"proj_type": "none"}, {}, (AnyImage, AnyText)),
         ({"qk_norm": True}, {"qk_norm": True}, {}, (AnyImage, AnyText)),
-        ({}, {"proj_bias": True}, {}, (PlainImage, AnyText)),
-        ({}, {"embed_cls": True}, {"custom": True}, (PlainImage, AnyText)),
+        ({}, {"proj_bias": True}, {}, (OpenClipImageTower, AnyText)),
+        ({}, {"embed_cls": True}, {"custom": True}, (OpenClipImageTower, AnyText)),
         ({"pool_type": "avg"}, SIGLIP, {"custom": True, "init_logit_bias": -10.0}, (AnyImage, AnyText)),
-        ({"timm_model_name": "test_vit", "image_size": 160}, {}, {}, (AnyImage, PlainText)),
+        ({"timm_model_name": "test_vit", "image_size": 160}, {}, {}, (AnyImage, OpenClipTextTower)),
     ],
 )  # fmt: skip
 @torch.no_grad()
@@ -114,6 +115,39 @@ def test_other_models_are_refused() -> None:
         from_open_clip(torch.nn.Linear(2, 2))
     with pytest.raises(UserError, match="32 x 64"):
         from_open_clip(their_model({"image_size": (32, 64)}))
+
+
+class Endless(torch.nn.Module):
+    """As open_clip's adapter of a Hugging Face model without positions: it takes texts of any length."""
+
+    context_length, vocab_size, output_dim = 0, 100, 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(100, 32)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.table(ids).mean(1)
+
+
+def test_a_text_tower_that_does_not_say_its_length_has_its_tokenizers(
+    local: tuple[str, Path, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name, checkpoint, _ = local
+    theirs = their_model(custom=True)
+    theirs.text = Endless()
+    with pytest.raises(UserError, match="Endless does not say how long"):
+        from_open_clip(theirs)
+    ours = from_open_clip(theirs, 24)
+    assert relative_error(ours.encode_text(IDS, flat=True), theirs.encode_text(IDS, normalize=True)) < SAME
+    monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: theirs)
+    source = f"open_clip:{name}/{checkpoint}"
+    loaded = load(source)
+    assert loaded.model.context_length == loaded.tokenizer.context_length == 24
+    save_pretrained(source, tmp_path / "folder")
+    kept = load(tmp_path / "folder").model
+    assert kept.context_length == 24
+    assert relative_error(kept.encode_text(IDS), ours.encode_text(IDS)) < SAME
 
 
 def test_a_lock_that_open_clip_lacks_is_refused() -> None:
@@ -214,6 +248,36 @@ def test_a_local_checkpoint_is_kept_as_a_model_of_ours(local: tuple[str, Path, A
     assert max(value for value in found.values() if value is not None) < SAME
 
 
+@torch.no_grad()
+def test_a_run_from_a_tag_is_loaded_without_a_download(
+    local: tuple[str, Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tag says how the pixels are made; the weights are the run's own."""
+    name, checkpoint, _ = local
+    pixels = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bilinear", "resize_mode": "squash"}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, name, {"fake": {"url": "https://example.org/x.pt", **pixels}})
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: str(checkpoint))
+    source = f"open_clip:{name}/fake"
+    before = load(source)
+    assert (before.preprocess.mean, before.preprocess.std) == (pixels["mean"], pixels["std"])
+    save_pretrained(source, tmp_path / "sphere")
+    config = oblique_config(config_of(source), 8, 4)
+    save_model(to_oblique(before.model, 8, 4), config, tmp_path / "oblique.safetensors")
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise AssertionError("a download")
+
+    monkeypatch.setattr("open_clip.factory.download_pretrained", offline)
+    for saved in (tmp_path / "sphere", tmp_path / "oblique.safetensors"):
+        after = load(saved)
+        assert dataclasses.asdict(after.preprocess) == dataclasses.asdict(before.preprocess)
+    kept = load(tmp_path / "sphere").model
+    assert relative_error(kept.encode_image(PICTURES), before.model.encode_image(PICTURES)) < SAME
+    monkeypatch.delitem(open_clip.pretrained._PRETRAINED, name)
+    with pytest.raises(UserError, match="no tag 'fake'"):
+        load(tmp_path / "sphere")
+
+
 @pytest.mark.parametrize(
     "rest, words",
     [
@@ -223,8 +287,9 @@ def test_a_local_checkpoint_is_kept_as_a_model_of_ours(local: tuple[str, Path, A
         ("ViT-B-32/missing/epoch_1.pt", "nor is there such a file"),
         ("ViT-B-32/laion2b_s34b_b79k", "cannot load .*download"),
         ("coca_ViT-B-32/laion2b_s13b_b90k", "CoCa"),
-        ("tiny-test-clip/{folder}/text.pt", "cannot load .*text.pt"),
-        ("tiny-test-clip/{folder}/other.pt", "cannot load .*other.pt"),
+        ("tiny-test-clip/{folder}/text.pt", "text.pt is no .pt"),
+        ("tiny-test-clip/{folder}/other.pt", "other.pt is not a tiny-test-clip"),
+        ("ViT-B-32/openai", "openai was trained with QuickGELU.*open_clip:ViT-B-32-quickgelu/openai"),
         ("local-dir:{folder}/nowhere", "nowhere"),
     ],
 )
@@ -346,6 +411,29 @@ def test_open_clips_trainer_evaluates_as_we_do() -> None:
             assert found[f"{side}_R@{k}"] == expected[f"{side}_r@{k}"]
 
 
+def test_open_clips_trainer_judges_zero_shot_as_we_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their frequency on, on their path from names to accuracies; six names stand for ImageNet's thousand."""
+    model, preprocess, tokenizer = load("tiny-sphere")
+    names = ["red apple", "red car", "red bird", "blue apple", "blue car", "blue bird"]
+    monkeypatch.setattr("open_clip_train.zero_shot.IMAGENET_CLASSNAMES", names)
+    monkeypatch.setattr("open_clip_train.zero_shot.OPENAI_IMAGENET_TEMPLATES", TWO)
+    labels = torch.arange(8) % 6
+    images = preprocess.batch(PICTURES_AS_SQUARES)
+    # Its accuracy makes a float of an array of one number, which NumPy refuses from 2.4 on.
+    monkeypatch.setattr("open_clip_train.zero_shot.float", lambda value: float(value.item()), raising=False)
+    data = {"imagenet-val": loader([(images, labels)])}
+    args = argparse.Namespace(**{**vars(ARGS), "zeroshot_frequency": 1})
+    found = evaluate_in_trainer(to_open_clip(model), data, 1, args, tokenizer=tokenizer)
+    classifier = build_classifier(model, tokenizer, names, tuple(template("{}") for template in TWO))
+    expected = classification(
+        encode_images(model, [PICTURES_AS_SQUARES], preprocess), labels, classifier, model.topology
+    )
+    for k in (1, 5):
+        assert found[f"imagenet-zeroshot-val-top{k}"] == pytest.approx(expected[f"top{k}"])
+    assert 0 < expected["top5"] < 1
+
+
+TWO = (lambda name: f"a photo of a {name}.", lambda name: f"the {name}")
 PICTURES_AS_SQUARES = (PICTURES.clamp(-2, 2) * 60 + 128).to(torch.uint8)
 
 
@@ -449,6 +537,25 @@ def test_the_tokens_are_apart_and_all_learn(form: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), cut.parameters(), strict=True))
     cut.lock_image_tower(1)
     assert [n for n, p in cut.visual.named_parameters() if p.requires_grad] == ["projection.weight"]
+
+
+@pytest.mark.parametrize("form", ["sphere", "clip", "open_clip", "points"])
+@torch.no_grad()
+def test_what_was_frozen_stays_frozen(form: str) -> None:
+    """Also where nothing else would ask for gradients."""
+    model = our_model("sphere(32)", "sphere", class_tokens="oblique") if form == "points" else small_sphere(form)
+    model.lock_image_tower()
+    model.temperature.log_scale.requires_grad_(False)
+    cut = to_oblique(model, 8, 4)
+    assert not any(parameter.requires_grad for parameter in cut.visual.parameters())
+    assert all(parameter.requires_grad for parameter in cut.text.parameters())
+    assert not cut.temperature.log_scale.requires_grad
+    model = small_sphere("sphere" if form == "points" else form)
+    model.lock_text_tower(1)
+    cut = to_oblique(model, 8, 4)
+    assert all(parameter.requires_grad for parameter in cut.visual.parameters())
+    free = [name for name, parameter in cut.text.named_parameters() if parameter.requires_grad]
+    assert free == ["projection.weight" if form in ("sphere", "points") else "trunk.text_projection"]
 
 
 @pytest.mark.parametrize("class_tokens", ["free", "oblique"])

@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import torch
 from conftest import relative_error
+from PIL import Image
 from torch import Tensor
 
 from oblique_clip import load
@@ -93,6 +94,24 @@ def test_open_clips_models_go_on_and_come_back_without_their_file(local: str, to
 def test_a_checkpoint_of_ours_goes_on(source: str, topology: str, tmp_path: Path) -> None:
     model, before = started(tmp_path / "run", source, "--topology", topology), load(source).model
     assert_same(model, to_oblique(before, 16, 8) if source == "tiny-sphere" else before)
+
+
+def test_a_start_needs_no_more_what_its_model_began_with(tmp_path: Path) -> None:
+    """The weights of timm that a run began with are in the run."""
+    import timm
+
+    for colour in ("red", "blue"):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{colour}.png")
+    (tmp_path / "pairs.csv").write_text("image,caption\nred.png,red\nblue.png,blue\n")
+    path, name = tmp_path / "own.pt", "vit_tiny_patch16_224"
+    torch.save(timm.create_model(name, depth=1, img_size=32, patch_size=8).state_dict(), path)
+    sizes = ["--timm-name", name, "--vision-width", "192", "--vision-heads", "3", "--vision-layers", "1"]
+    flags = [*STILL, "--batch-size", "2", "--data", str(tmp_path / "pairs.csv"), "--device", "cpu", "--threads", "1"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["train", "--pretrained", str(path), *sizes, *flags, "--out", str(first)]) == 0
+    path.unlink()
+    assert main(["train", "--start-from", str(first), *flags, "--out", str(second)]) == 0
+    assert_same(load(second).model, load(first).model)
 
 
 def test_what_the_flags_say_of_temperature_and_loss_holds(tmp_path: Path) -> None:

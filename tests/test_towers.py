@@ -68,8 +68,8 @@ def text_tower(**options: object) -> TextTower:
 TOWERS: dict[str, Callable[[], nn.Module]] = {
     "image": image_tower,
     "text": text_tower,
-    "open_clip image": lambda: OpenClipImageTower(TINY, N * M).double(),
-    "open_clip text": lambda: OpenClipTextTower(TINY, VOCABULARY, N * M).double(),
+    "open_clip image": lambda: OpenClipImageTower.fresh(TINY, N * M).double(),
+    "open_clip text": lambda: OpenClipTextTower.fresh(TINY, VOCABULARY, N * M).double(),
 }
 
 
@@ -86,7 +86,7 @@ def assert_same_gradients(found: Tensor, expected: Tensor, parameters: Iterable[
 
 
 def test_the_causal_tower_is_open_clips_own_at_full_context() -> None:
-    tower = OpenClipTextTower(TINY, VOCABULARY, N * M).double()
+    tower = OpenClipTextTower.fresh(TINY, VOCABULARY, N * M).double()
     ids = captions(3, 15, 1, width=TINY.context_length)
     assert_same_gradients(tower(ids).squeeze(1), tower.trunk(ids), tower.parameters())
 
@@ -226,7 +226,7 @@ def test_a_seed_draws_blocks_name_by_name() -> None:
 def test_blocks_start_by_clips_rule() -> None:
     """In both towers, matrix by matrix, the deviation that open_clip's text tower starts with."""
     arch = dataclasses.replace(TINY, vision_width=64, text_width=64)
-    theirs = OpenClipTextTower(arch, VOCABULARY, N * M).trunk.transformer.resblocks
+    theirs = OpenClipTextTower.fresh(arch, VOCABULARY, N * M).trunk.transformer.resblocks
     ours = TextTower(arch, VOCABULARY, N, M).transformer.resblocks
     trunk = ImageTower(arch, N, M).trunk.blocks
     for at, names in enumerate(zip(*(matrices_of(blocks) for blocks in (theirs, ours, trunk)), strict=True)):
@@ -248,7 +248,7 @@ def test_the_image_towers_start_within_a_factor_of_three_in_what_they_read() -> 
         features = tower(batch)
         return relative_error(features, features.mean(0).expand_as(features))
 
-    baseline = spread(OpenClipImageTower(arch, 128))
+    baseline = spread(OpenClipImageTower.fresh(arch, 128))
     assert baseline / ALIKE < spread(ImageTower(arch, 128, 1)) < baseline * ALIKE
     assert baseline / ALIKE < spread(ImageTower(arch, 16, 8)) < baseline * ALIKE
 
@@ -356,7 +356,9 @@ def test_a_model_that_cannot_have_m_tokens_is_refused_by_name(name: str, words: 
     assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("make", [lambda arch: ImageTower(arch, N, M), lambda arch: OpenClipImageTower(arch, N * M)])
+@pytest.mark.parametrize(
+    "make", [lambda arch: ImageTower(arch, N, M), lambda arch: OpenClipImageTower.fresh(arch, N * M)]
+)
 def test_patch_dropout_leaves_tokens_and_a_share_of_the_patches_in_training_alone(
     make: Callable[[Architecture], nn.Module],
 ) -> None:
@@ -384,5 +386,5 @@ def test_the_image_tower_is_timms_own_forward_at_its_tokens(name: str) -> None:
 
 
 def test_open_clips_image_tower_is_its_own_forward_with_its_gradients() -> None:
-    tower, batch = OpenClipImageTower(TINY, N * M).double(), images()
+    tower, batch = OpenClipImageTower.fresh(TINY, N * M).double(), images()
     assert_same_gradients(tower(batch).squeeze(1), tower.trunk(batch), tower.parameters())

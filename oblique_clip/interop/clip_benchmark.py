@@ -1,7 +1,7 @@
 """CLIP_benchmark: our models in its runs, and its metrics on our data.
 
-`register()` adds the model type `oblique_clip` to its command line; `--pretrained` takes a run folder or a checkpoint,
-`--model` the name of a shipped model where there is no such file:
+`register()` adds the model type `oblique_clip` to its command line; `--pretrained` takes what `load` takes, as does
+`--model` where `--pretrained` is left out or empty:
 
     python -c "from oblique_clip.interop.clip_benchmark import register; register(); import clip_benchmark.cli as c; \\
         c.main()" eval --model_type oblique_clip --model tiny-oblique --pretrained "" --dataset ... --no_amp
@@ -23,10 +23,10 @@ import importlib
 import io
 import math
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +40,8 @@ from ..model import DualEncoder
 from ..topology import Topology
 
 MODEL_TYPE = "oblique_clip"
+THEIR_DEFAULT = "laion400m_e32"
+"""CLIP_benchmark's --pretrained where none is given."""
 
 
 class FlatEncoder(nn.Module):
@@ -92,7 +94,8 @@ def load_model(
     """What CLIP_benchmark asks of a loader: model, transform and tokenizer.
 
     Args:
-        model_name: a shipped model, run folder or checkpoint, taken where `pretrained` is none.
+        model_name: what `load` takes, where `pretrained` is not given.
+        pretrained: what `load` takes; nothing, or what CLIP_benchmark gives unasked, stands for none.
         cache_dir: CLIP_benchmark's; nothing is fetched here.
 
     Raises:
@@ -104,8 +107,7 @@ def load_model(
         >>> model.encode_text(tokenizer(["dog"])).shape
         torch.Size([1, 128])
     """
-    chosen = pretrained if pretrained and Path(pretrained).exists() else model_name
-    model, preprocess, tokenizer = load(chosen, device)
+    model, preprocess, tokenizer = load(model_name if pretrained in ("", THEIR_DEFAULT) else pretrained, device)
     check(model.topology)
     return FlatEncoder(model).eval(), preprocess, tokenizer
 
@@ -217,22 +219,21 @@ def _quietly(model: DualEncoder) -> Iterator[str]:
 
 
 def _mended_metrics() -> Any:
-    """CLIP_benchmark's classification metrics; where its `accuracy` fails, one of the same meaning in its place.
+    """CLIP_benchmark's classification metrics, all of them its own code; where one call in it fails, that is mended.
 
-    That of 1.6.2 makes a float of an array of one number, which NumPy refuses from 2.4 on.
+    `accuracy` of 1.6.2 makes a float of an array of one number, which NumPy refuses from 2.4 on.
     """
     metrics = _part("metrics.zeroshot_classification")
     try:
         metrics.accuracy(torch.eye(2), torch.arange(2))
     except TypeError:
-        metrics.accuracy = _accuracy
+        metrics.float = _float_of_one
     return metrics
 
 
-def _accuracy(output: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> list[float]:
-    """Shares of the rows of logits (N, K) whose class, target (N,), is among the k largest."""
-    hits = output.topk(max(topk), 1).indices == target[:, None]
-    return [hits[:, :k].any(1).double().mean().item() for k in topk]
+def _float_of_one(value: Any) -> float:
+    """`float`, of an array of one number as well."""
+    return float(value.item() if isinstance(value, np.ndarray) else value)
 
 
 def _part(name: str) -> Any:

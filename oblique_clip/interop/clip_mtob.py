@@ -14,14 +14,12 @@ Its two model files (read at commit 15fa1ec) say:
 from __future__ import annotations
 
 import math
-import pickle
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -33,12 +31,14 @@ from ..model import DualEncoder, preprocess_of
 from ..temperature import LearnedTemperature
 from ..tokenizer import PAD_ID, Tokenizer
 from ..topology import parse_topology
-from ..towers import CLIP_MEAN, CLIP_STD, ImageTower, Part, TokenProjection, Tower, _grouped, is_text
+from ..towers import CLIP_MEAN, CLIP_STD, ImageTower, Part, TokenProjection, Tower, grouped, is_text
+from ..weights_file import read_state_dict
+from .open_clip import Cut
 
 HEAD_WIDTH = 64
+OFFICIAL_CUT = Cut("bicubic", "shortest", 0)
 HOME = "github.com/minogame/clip-mtob"
 VOCABULARY = f"ERNIE-BASE-EN-2.0/vocab.txt of {HOME}"
-LFS_POINTER = b"version https://git-lfs"
 # Ours, then the official name: the start of a weight's name, and what follows within a block of the image tower.
 _STARTS = {
     "visual.trunk.blocks.": "visual.transformer.resblocks.",
@@ -75,8 +75,7 @@ def load_clip_mtob(path: Path, vocabulary: Path | None) -> Loaded:
     Sizes come from the shapes: m class tokens of n numbers live on `oblique(n,m)`, a single one on `sphere(n)`.
 
     Args:
-        path: a .pt file of a state dict, also one under the key `state_dict` or `model`, or whose names start with
-            `module.`. It is read with `weights_only=True`: no code in it runs.
+        path: a file of a state dict, see `read_state_dict`: no code in it runs.
         vocabulary: the BERT vocabulary that it was trained with, a word piece a line. Without one, images can be
             encoded and texts cannot.
 
@@ -97,7 +96,7 @@ def load_clip_mtob(path: Path, vocabulary: Path | None) -> Loaded:
         oblique_clip.errors.UserError: ...official.pt is no clip-mtob checkpoint, or not a whole one: it has no
         visual.positional_embedding; give a whole state dict of a model of github.com/minogame/clip-mtob
     """
-    weights = _read(path)
+    weights = read_state_dict(path)
     sizes = _sizes(weights, path)
     # The file decides before anything large is built.
     tokenizer = _tokenizer(vocabulary, sizes, path)
@@ -107,14 +106,8 @@ def load_clip_mtob(path: Path, vocabulary: Path | None) -> Loaded:
     model = DualEncoder(*towers, topology, LearnedTemperature(1.0, math.inf))
     model.load_state_dict(_renamed(weights, model.state_dict(), path))
     model.eval()
-    model.visual.preprocess = Preprocess(Side(sizes.arch.image_size, _official_square), CLIP_MEAN, CLIP_STD, "bicubic")
+    model.visual.preprocess = Preprocess(Side(sizes.arch.image_size, OFFICIAL_CUT), CLIP_MEAN, CLIP_STD, "bicubic")
     return Loaded(model, preprocess_of(model), tokenizer)
-
-
-def _official_square(image: Image.Image, side: int) -> Image.Image:
-    from torchvision.transforms.functional import InterpolationMode, center_crop, resize
-
-    return center_crop(resize(image, side, InterpolationMode.BICUBIC), side)
 
 
 class PostNormTextTower(Tower):
@@ -169,7 +162,7 @@ class PostNormTextTower(Tower):
 
     def groups(self) -> list[list[Part]]:
         stem: list[Part] = [self.token_embedding, self.positional_embedding, self.ln_embedding]
-        return _grouped(stem, self.layers, self.ln_final, self.projection)
+        return grouped(stem, self.layers, self.ln_final, self.projection)
 
 
 class BertTokenizer:
@@ -332,43 +325,6 @@ def _renamed(weights: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) 
         if right not in (found, (1, *found)):
             raise UserError(f"{path}: {name} has shape {found}, the other weights ask for {right}; {_advice(weights)}")
     return {ours: weights[name].float().reshape(wanted[ours].shape) for ours, name in names.items()}
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, under its own or torch's usual wrappings."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
-    except Exception as error:  # damaged files make unpickling raise nearly anything
-        raise UserError(f"{path} {_why_unreadable(path, error)}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{path} holds no state dict: save one with torch.save(model.state_dict(), path)")
-    return _unwrapped(content)
-
-
-def _unwrapped(weights: dict[Any, Tensor]) -> dict[str, Tensor]:
-    named = {str(name): value for name, value in weights.items()}
-    if all(name.startswith("module.") for name in named):
-        return {name.removeprefix("module."): value for name, value in named.items()}
-    return named
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    with path.open("rb") as file:
-        start = file.read(len(LFS_POINTER))
-    if start == LFS_POINTER:
-        return "is a Git LFS pointer in place of the weights: run `git lfs pull` in its repository"
-    refused = re.search(r"GLOBAL (\S+)", str(error))
-    if refused or (start[:1] == pickle.PROTO and "Unsupported operand" in str(error)):
-        return (
-            f"holds more than tensors ({refused[1] if refused else 'a plain pickle'}), which could run code, so it was "
-            "not unpickled: save its weights alone with torch.save(model.state_dict(), path)"
-        )
-    return "is no .pt file or not a whole one: copy or download it again"
 
 
 def _tokenizer(vocabulary: Path | None, sizes: _Sizes, path: Path) -> Tokenizer:

@@ -8,23 +8,19 @@ weights are read with torch's `weights_only=True`, which refuses everything but 
 from __future__ import annotations
 
 import json
-import pickle
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
-from ..checkpoint import Loaded, config_of, data_of, home_of, load, save_model
-from ..config import DataConfig, ModelConfig, from_json, to_json, write_json
+from ..checkpoint import PICKLED, SETTINGS, WEIGHTS, Loaded, config_of, data_of, home_of, load, save_model
+from ..config import DataConfig, ModelConfig, to_json, write_json
 from ..errors import UserError
 from ..model import DualEncoder
 from .card import model_card
 
-WEIGHTS, PICKLED, SETTINGS, CARD = "model.safetensors", "pytorch_model.bin", "config.json", "README.md"
+CARD = "README.md"
 ADDRESS = "hf:"
 
 T = TypeVar("T")
@@ -80,7 +76,7 @@ def from_pretrained(
 
     Args:
         folder_or_repo_id: a folder that `save_pretrained` wrote, or `user/name`.
-        revision: branch, tag or commit of the repository.
+        revision: branch, tag or commit of the repository; `load` takes the same as `hf:user/name@revision`.
 
     Raises:
         UserError: where neither a folder nor a repository is found, or its files are damaged or missing.
@@ -94,14 +90,9 @@ def from_pretrained(
         >>> model.topology.spec
         'oblique(16,8)'
     """
-    folder = Path(folder_or_repo_id)
-    if not folder.is_dir():
-        folder = _download(str(folder_or_repo_id), revision)
-    if (folder / WEIGHTS).is_file():
-        return load(folder / WEIGHTS, device)
-    if (folder / PICKLED).is_file():
-        return _load_pickled(folder, device)
-    raise UserError(f"{folder_or_repo_id} has no {WEIGHTS}")
+    if Path(folder_or_repo_id).is_dir():
+        return load(folder_or_repo_id, device)
+    return load(f"{ADDRESS}{folder_or_repo_id}" + (f"@{revision}" if revision else ""), device)
 
 
 def push_to_hub(
@@ -115,6 +106,7 @@ def push_to_hub(
     """Upload a folder of `save_pretrained` to `user/name`, made where it does not exist; gives the commit's address.
 
     Args:
+        revision: branch to commit to, made where it does not exist; the main one without it.
         token: of the hub; without it the one that `hf auth login` or `$HF_TOKEN` left.
 
     Raises:
@@ -141,6 +133,8 @@ def push_to_hub(
 
     def upload() -> str:
         api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.upload_folder(
             folder_path=folder, repo_id=repo_id, revision=revision, commit_message=message,
             allow_patterns=[WEIGHTS, SETTINGS, CARD],
@@ -151,16 +145,17 @@ def push_to_hub(
 
 
 def model_file(address: str) -> Path:
-    """The local copy of the weights that `hf:user/name`, or `hf:user/name@revision`, stands for.
+    """The local copy of the weights of `user/name`, or `user/name@revision`, with its settings beside it.
 
     Raises:
         UserError: where the hub cannot be reached, or the repository is missing or holds no such file.
     """
-    repo_id, _, revision = address.removeprefix(ADDRESS).partition("@")
-    path = _download(repo_id, revision or None) / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{repo_id} on the hub has no {WEIGHTS}")
-    return path
+    repo_id, _, revision = address.partition("@")
+    folder = _download(repo_id, revision or None)
+    for name in (WEIGHTS, PICKLED):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{repo_id} on the hub has no {WEIGHTS}")
 
 
 def _data_of(source: str | Path) -> DataConfig | None:
@@ -173,31 +168,6 @@ def _data_of(source: str | Path) -> DataConfig | None:
 def _results_of(source: str | Path) -> dict[str, Any] | None:
     path = Path(source) / "result.json"
     return json.loads(path.read_text("utf-8")) if path.is_file() else None
-
-
-def _load_pickled(folder: Path, device: str | torch.device) -> Loaded:
-    """A `state_dict` saved by torch beside a config.json."""
-    path = folder / PICKLED
-    try:
-        settings = json.loads((folder / SETTINGS).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / SETTINGS} is not a readable configuration: {error}") from error
-    from_json(ModelConfig, settings, str(folder / SETTINGS))
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} holds more than weights, or is damaged, and is not read: {reason}") from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise UserError(f"{path} is no state_dict: expected tensors by name")
-    with tempfile.TemporaryDirectory() as scratch:
-        safe = Path(scratch) / WEIGHTS
-        header = {"config": json.dumps(settings), "logit_bias": json.dumps("logit_bias" in weights)}
-        save_file({name: value.contiguous() for name, value in weights.items()}, safe, header)
-        try:
-            return load(safe, device)
-        except UserError as error:
-            raise UserError(str(error).replace(str(safe), str(path))) from error
 
 
 def _download(repo_id: str, revision: str | None) -> Path:

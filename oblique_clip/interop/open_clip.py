@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,19 +25,31 @@ from ..checkpoint import Loaded
 from ..config import Architecture, ModelConfig
 from ..data.images import Preprocess, Side
 from ..errors import UserError
-from ..model import DualEncoder, preprocess_of
+from ..model import DualEncoder, ImageEncoder, TextEncoder, preprocess_of
 from ..optim import is_decayed
 from ..temperature import LearnedTemperature
 from ..topology import Topology, parse_topology
+from ..weights_file import WEIGHTS_ALONE, first_bytes, is_safetensors, read_state_dict
 
 REASON = 300
 """Characters of another library's message that are passed on."""
+QUICK = "-quickgelu"
+"""End of the name of an architecture that is another with QuickGELU in place of GELU."""
+# Our words for what does not fit, and torch's.
+MISFITS = {
+    "lacks {count} keys, first `{first}`": r"Missing key\(s\) in state_dict: ([^\n]+)",
+    "has {count} keys too many, first `{first}`": r"Unexpected key\(s\) in state_dict: ([^\n]+)",
+    "has other shapes of {count} keys, first `{first}`": r"size mismatch for ([\w.]+)",
+}
 
 
-def from_open_clip(model: Any) -> DualEncoder:
+def from_open_clip(model: Any, context_length: int | None = None) -> DualEncoder:
     """A copy of an `open_clip.CLIP` or `CustomTextCLIP` on `sphere(d)`: the same embeddings, logits and losses.
 
     Towers of open_clip's plain transformers run as those of the form `clip` do, others as open_clip's own modules.
+
+    Args:
+        context_length: the tokenizer's, for a text tower of Hugging Face that does not say its own.
 
     Raises:
         UserError: for another class of models, such as CoCa, or pictures that are not square.
@@ -62,7 +75,7 @@ def from_open_clip(model: Any) -> DualEncoder:
         raise UserError(
             f"only models of open_clip.CLIP and CustomTextCLIP can be taken over, not {type(model).__name__}"
         )
-    visual, text = take_image_tower(model.visual, _preprocess_of(model)), take_text_tower(model)
+    visual, text = take_image_tower(model.visual, _preprocess_of(model)), take_text_tower(model, context_length)
     topology = parse_topology(f"sphere({width_of_text(text)})")
     temperature = LearnedTemperature(topology.initial_scale(), topology.max_scale)
     temperature.log_scale = nn.Parameter(model.logit_scale.detach().clone().reshape(()))
@@ -81,7 +94,7 @@ def _preprocess_of(model: Any) -> Preprocess:
     sides = settings.size if isinstance(settings.size, tuple | list) else (settings.size, settings.size)
     if len(set(sides)) != 1:
         raise UserError(f"pictures here are square; this model wants {' x '.join(map(str, sides))}")
-    side = Side(sides[0], _Cut(settings.interpolation, settings.resize_mode, settings.fill_color))
+    side = Side(sides[0], Cut(settings.interpolation, settings.resize_mode, settings.fill_color))
     return Preprocess(
         side, _three(settings.mean), _three(settings.std),
         "bilinear" if settings.interpolation == "bilinear" else "bicubic",
@@ -94,7 +107,7 @@ def _three(value: Any) -> tuple[float, float, float]:
 
 
 @dataclass(frozen=True)
-class _Cut:
+class Cut:
     """open_clip's way from a picture to a square, by its own transform."""
 
     interpolation: str
@@ -112,6 +125,12 @@ class _Cut:
         for step in transform.transforms[:-2]:
             image = step(image)
         return image
+
+
+def cut_of(preprocess: Preprocess) -> Cut:
+    """What a picture goes through to a square, in open_clip's words; `middle_square` is the nearest to `shortest`."""
+    side = preprocess.image_size
+    return side.cut if isinstance(side, Side) and isinstance(side.cut, Cut) else Cut("bilinear", "shortest", 0)
 
 
 def load_open_clip(address: str) -> Loaded:
@@ -148,17 +167,53 @@ def load_open_clip(address: str) -> Loaded:
     import open_clip
 
     name, pretrained = _parse(address)
+    if pretrained is not None and Path(pretrained).is_file():
+        _check_file(Path(pretrained))
     try:
         with _without_logging():
             model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
             tokenizer = open_clip.get_tokenizer(name)
-    # Whatever a damaged file or a missing network makes torch, pickle, safetensors and huggingface_hub raise.
+    # Whatever a missing network or weights of another kind make torch, safetensors and huggingface_hub raise.
     except Exception as error:
+        if pretrained and (misfit := _misfit(str(error))):
+            raise UserError(
+                f"{pretrained} is not a {name} ({misfit}): name the architecture it was trained as"
+            ) from error
         what = f"{pretrained} as open_clip's {name}" if pretrained else name
-        reason = str(error).strip() or type(error).__name__
-        raise UserError(f"cannot load {what}: {reason[:REASON]}{'...' if len(reason) > REASON else ''}") from error
-    taken = from_open_clip(model.eval())
+        raise UserError(f"cannot load {what}: {_reason(error)}") from error
+    taken = from_open_clip(model.eval(), tokenizer.context_length)
     return Loaded(taken, preprocess_of(taken), tokenizer)
+
+
+def _check_file(path: Path) -> None:
+    """Refuse, in our words, what holds no weights or more than these; open_clip goes by the ending of the name.
+
+    Raises:
+        UserError: as `read_state_dict`, or for a file of safetensors under another name than `.safetensors`.
+    """
+    # Arrays of big_vision, which are no pickles.
+    if path.suffix in (".npz", ".npy"):
+        return
+    read_state_dict(path)
+    if (path.suffix == ".safetensors") != is_safetensors(first_bytes(path)):
+        raise UserError(f"{path}: open_clip takes a file for one of safetensors just where its name ends so: rename it")
+
+
+def _reason(error: Exception) -> str:
+    # torch's own message for a pickle that it refuses tells how to run it all the same.
+    if "weights_only" in str(error):
+        return f"its file holds more than tensors, which could run code, so it was not unpickled: {WEIGHTS_ALONE}"
+    reason = str(error).strip() or type(error).__name__
+    return reason if len(reason) <= REASON else f"{reason[:REASON]}..."
+
+
+def _misfit(message: str) -> str | None:
+    """What torch's message says of weights that do not fit a model; None for another message."""
+    for words, pattern in MISFITS.items():
+        if lists := re.findall(pattern, message):
+            names = re.findall(r"\w[\w.]*", ", ".join(lists))
+            return words.format(count=len(names), first=names[0])
+    return None
 
 
 def open_clip_config(address: str) -> ModelConfig:
@@ -186,7 +241,7 @@ def open_clip_config(address: str) -> ModelConfig:
     )  # fmt: skip
 
 
-def build_towers(config: ModelConfig, topology: Topology) -> tuple[nn.Module, nn.Module]:
+def build_towers(config: ModelConfig, topology: Topology) -> tuple[ImageEncoder, TextEncoder]:
     """The towers that `config.open_clip` names, with fresh weights; cut by `to_oblique` for the form `oblique`.
 
     Raises:
@@ -200,7 +255,8 @@ def build_towers(config: ModelConfig, topology: Topology) -> tuple[nn.Module, nn
     if name not in open_clip.list_models():
         raise UserError(f"open_clip has no model {name!r}; see open_clip.list_models()")
     with _without_logging():
-        model = from_open_clip(_unloaded(str(config.open_clip), config.arch.patch_dropout))
+        theirs = _unloaded(str(config.open_clip), config.arch.patch_dropout)
+        model = from_open_clip(theirs, config.arch.context_length)
     size = model.visual.image_size[0]
     if size != config.arch.image_size:
         raise UserError(f"open_clip's {name} takes pictures of {size} pixels: set --image-size {size}")
@@ -210,13 +266,17 @@ def build_towers(config: ModelConfig, topology: Topology) -> tuple[nn.Module, nn
 
 
 def _unloaded(named: str, patch_dropout: float = 0.0) -> Any:
-    """A model of open_clip by NAME or NAME/TAG, without its weights."""
+    """A model of open_clip by NAME or NAME/TAG, without its weights: a tag says how its pixels are made."""
     import open_clip
 
     name, _, tag = named.partition("/")
+    pixels = open_clip.get_pretrained_cfg(name, tag) if tag else {}
+    if tag and not pixels:
+        raise UserError(f"open_clip's {name} has no tag {tag!r}, which says what its pictures go through")
+    # Given the tag, open_clip would download the weights even so.
     return open_clip.create_model(
-        name, pretrained=tag or None, load_weights=False, pretrained_text=False,
-        force_patch_dropout=patch_dropout or None,
+        name, load_weights=False, pretrained_text=False, force_patch_dropout=patch_dropout or None,
+        force_preprocess_cfg=pixels,
     )  # fmt: skip
 
 
@@ -235,6 +295,7 @@ def _parse(rest: str) -> tuple[str, str | None]:
         raise UserError(f"open_clip's {name} is a CoCa, which has a decoder beside its two towers: not supported here")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained in tags:
+        _check_activation(name, pretrained)
         return name, pretrained
     # A Path made of the source has lost the second of the slashes before an absolute one.
     for file in (Path(pretrained), Path("/", pretrained)):
@@ -244,6 +305,19 @@ def _parse(rest: str) -> tuple[str, str | None]:
     raise UserError(
         f"open_clip's {name} {what}: take open_clip:{name}/FILE, or of its tags {', '.join(tags) or 'none'}"
     )
+
+
+def _check_activation(name: str, tag: str) -> None:
+    """Refuse weights trained with another GELU than the architecture has, of which open_clip only warns."""
+    import open_clip
+
+    twin = name.removesuffix(QUICK) if name.endswith(QUICK) else name + QUICK
+    quick = bool(open_clip.get_model_config(name).get("quick_gelu"))
+    trained = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
+    # Where there is no twin, the tag leaves unsaid what its one architecture says.
+    if trained != quick and tag in open_clip.list_pretrained_tags_by_model(twin):
+        which = "with" if trained else "without"
+        raise UserError(f"{tag} was trained {which} QuickGELU, {name} is not: take open_clip:{twin}/{tag}")
 
 
 @contextmanager
@@ -371,8 +445,12 @@ def to_open_clip(model: DualEncoder, output_dict: bool = True) -> OpenClipModel:
     exported = OpenClipModel(model, output_dict)
     preprocess = preprocess_of(model)
     side = preprocess.image_size
-    cut = side.cut if isinstance(side, Side) and isinstance(side.cut, _Cut) else _Cut("bilinear", "shortest", 0)
-    ours = {"size": (int(side), int(side)), "mean": preprocess.mean, "std": preprocess.std, **asdict(cut)}
+    ours = {
+        "size": (int(side), int(side)),
+        "mean": preprocess.mean,
+        "std": preprocess.std,
+        **asdict(cut_of(preprocess)),
+    }
     open_clip.set_model_preprocess_cfg(exported, merge_preprocess_dict(PreprocessCfg(), ours))
     return exported
 

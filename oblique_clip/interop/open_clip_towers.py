@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CustomTextCLIP
 from open_clip.transformer import TextTransformer, Transformer, VisionTransformer
-from timm.layers import PatchDropout
 from torch import Tensor, nn
 
 from ..blocks import is_plain
 from ..data.images import Preprocess
 from ..errors import UserError
+from ..model import ImageEncoder, TextEncoder
 from ..tokenizer import PAD_ID
 from ..towers import OpenClipImageTower, OpenClipTextTower
 
 
-def take_image_tower(visual: Any, preprocess: Preprocess) -> nn.Module:
+def take_image_tower(visual: Any, preprocess: Preprocess) -> ImageEncoder:
     """A copy of a model's `visual`.
 
     Args:
@@ -33,17 +33,27 @@ def take_image_tower(visual: Any, preprocess: Preprocess) -> nn.Module:
         type(visual) is VisionTransformer and _runs(visual) and visual.attn_pool is None
         and visual.pool_type == "tok" and visual.proj is not None and not visual.output_tokens
     )  # fmt: skip
-    return (PlainImage if plain else AnyImage)(copy.deepcopy(visual), preprocess)
+    trunk = copy.deepcopy(visual)
+    if not plain:
+        return AnyImage(trunk, preprocess)
+    return OpenClipImageTower(trunk, preprocess, getattr(trunk.patch_dropout, "prob", 0.0))
 
 
-def take_text_tower(model: Any) -> nn.Module:
-    """A copy of the text tower of an `open_clip.CLIP` or `CustomTextCLIP`."""
+def take_text_tower(model: Any, context_length: int | None = None) -> TextEncoder:
+    """A copy of the text tower of an `open_clip.CLIP` or `CustomTextCLIP`.
+
+    Args:
+        context_length: of a tower that does not say, as those of Hugging Face without positions.
+
+    Raises:
+        UserError: where nobody says.
+    """
     text = copy.deepcopy(model.text) if isinstance(model, CustomTextCLIP) else _text_of_clip(model)
     plain = (
         type(text) is TextTransformer and _runs(text) and text.cls_emb is None and text.attn_mask is not None
         and text.pool_type == "argmax" and isinstance(text.text_projection, nn.Parameter) and not text.output_tokens
     )  # fmt: skip
-    return (PlainText if plain else AnyText)(text)
+    return OpenClipTextTower(text) if plain else AnyText(text, int(text.context_length) or context_length)
 
 
 def _runs(tower: Any) -> bool:
@@ -80,30 +90,6 @@ def width_of_text(tower: Any) -> int:
     return int(text.width if isinstance(text, TextTransformer) else text.output_dim)
 
 
-class PlainImage(OpenClipImageTower):
-    """A given `VisionTransformer` of open_clip, read at its class token."""
-
-    def __init__(self, visual: Any, preprocess: Preprocess) -> None:
-        nn.Module.__init__(self)
-        self.image_size = (int(preprocess.image_size), int(preprocess.image_size))
-        self.image_mean, self.image_std = preprocess.mean, preprocess.std
-        self.preprocess = preprocess
-        self.num_tokens = 1
-        self.trunk = visual
-        dropped = getattr(visual.patch_dropout, "prob", 0.0)
-        self.patch_drop = PatchDropout(dropped) if dropped else nn.Identity()
-
-
-class PlainText(OpenClipTextTower):
-    """A given causal `TextTransformer` of open_clip, read at its end token."""
-
-    def __init__(self, text: Any) -> None:
-        nn.Module.__init__(self)
-        self.context_length, self.vocab_size = int(text.context_length), int(text.vocab_size)
-        self.num_tokens = 1
-        self.trunk = text
-
-
 class AnyImage(nn.Module):
     """Any image module of open_clip: images (B, 3, H, W), normalised, to features (B, 1, D)."""
 
@@ -132,9 +118,11 @@ class AnyText(nn.Module):
     Hugging Face take any length, and mask their padding.
     """
 
-    def __init__(self, text: Any) -> None:
+    def __init__(self, text: Any, context_length: int | None) -> None:
         super().__init__()
-        self.context_length, self.vocab_size = int(text.context_length), int(text.vocab_size)
+        if context_length is None:
+            raise UserError(f"this {type(text).__name__} does not say how long its texts are: give its context_length")
+        self.context_length, self.vocab_size = context_length, int(text.vocab_size)
         self.num_tokens = 1
         self.trunk = text
 

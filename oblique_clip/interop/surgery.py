@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..blocks import first_places, run_blocks
 from ..config import ModelConfig
 from ..errors import UserError
-from ..model import DualEncoder
+from ..model import DualEncoder, ImageEncoder, TextEncoder
 from ..temperature import LearnedTemperature, ScheduledTemperature, Temperature
 from ..topology import Topology, parse_topology
 from ..towers import ImageTower, OpenClipImageTower, OpenClipTextTower, TextTower, TokenProjection, one_share
@@ -104,78 +104,81 @@ def _temperature(old: Temperature, before: Topology, after: Topology) -> Tempera
         new.calibrated = None
         return new
     new = LearnedTemperature(1.0, old.maximum * factor)
-    new.log_scale = nn.Parameter(old.log_scale.detach() + math.log(factor), old.log_scale.requires_grad)
+    new.log_scale = _like(old.log_scale, old.log_scale.detach() + math.log(factor))
     return new
 
 
-def _projection(split: Split, weight: Tensor) -> TokenProjection:
-    """A TokenProjection `per_token` with the heads of a projection (width, D)."""
-    heads = split(weight)
+def _projection(split: Split, weight: nn.Parameter) -> TokenProjection:
+    """A TokenProjection `per_token` with the heads of a projection (width, D) or (1, width, D)."""
+    heads = split(weight.view(weight.shape[-2:]))
     m, width, n = heads.shape
     projection = TokenProjection("per_token", width, n, m)
-    projection.weight = nn.Parameter(heads)
+    projection.weight = _like(weight, heads)
     return projection
 
 
-def _image_tower(tower: Any, split: Split, multiply: Split) -> nn.Module:
+def _image_tower(tower: Any, split: Split, multiply: Split) -> ImageEncoder:
     if isinstance(tower, OpenClipImageTower):
         return _ManyTokens(tower, split, multiply)
     if not isinstance(tower, ImageTower) or not tower.is_plain or tower.trunk.pos_embed is None:
         raise UserError(f"an image tower of type {type(tower).__name__} has no class token that could be multiplied")
-    trunk, m = tower.trunk, split(tower.projection.weight[0]).shape[0]
+    trunk, projection = tower.trunk, _projection(split, tower.projection.weight)
+    m = projection.m
     registers = trunk.num_prefix_tokens - 1
     trunk.reg_token = _tokens(trunk.reg_token, multiply)
-    trunk.pos_embed = nn.Parameter(_repeated(trunk.pos_embed, m))
+    trunk.pos_embed = _repeated(trunk.pos_embed, m)
     trunk.num_prefix_tokens = trunk.num_reg_tokens = m + registers
     if isinstance(trunk.patch_drop, PatchDropout):
         trunk.patch_drop.num_prefix_tokens = m + registers
-    tower.projection, tower.num_tokens = _projection(split, tower.projection.weight[0]), m
+    tower.projection, tower.num_tokens = projection, m
     tower.shared_attention = True
     return tower
 
 
-def _text_tower(tower: Any, split: Split, multiply: Split) -> nn.Module:
+def _text_tower(tower: Any, split: Split, multiply: Split) -> TextEncoder:
     if isinstance(tower, OpenClipTextTower):
         return _CutEndToken(tower, split)
     if not isinstance(tower, TextTower):
         raise UserError(f"a text tower of type {type(tower).__name__} has no token that could be multiplied or cut")
-    m = split(tower.projection.weight[0]).shape[0]
+    projection = _projection(split, tower.projection.weight)
+    m = projection.m
     tower.class_tokens = _tokens(tower.class_tokens, multiply)
-    tower.positional_embedding = nn.Parameter(_repeated(tower.positional_embedding, m))
-    tower.projection, tower.num_tokens = _projection(split, tower.projection.weight[0]), m
+    tower.positional_embedding = _repeated(tower.positional_embedding, m)
+    tower.projection, tower.num_tokens = projection, m
     tower.shared_attention = True
     return tower
+
+
+def _like(old: Tensor, value: Tensor) -> nn.Parameter:
+    """A parameter in the place of an old one, frozen where that is."""
+    return nn.Parameter(value, requires_grad=old.requires_grad)
 
 
 def _tokens(tokens: nn.Parameter, multiply: Split) -> nn.Parameter:
     """Tokens (1 + registers, width) with the first m times; points stay points."""
     multiplied = torch.cat([multiply(tokens[:1]), tokens[1:].detach()])
     if not isinstance(tokens, geoopt.ManifoldParameter):
-        return nn.Parameter(multiplied)
-    return geoopt.ManifoldParameter(tokens.manifold.projx(multiplied), manifold=tokens.manifold)
+        return _like(tokens, multiplied)
+    points = tokens.manifold.projx(multiplied)
+    return geoopt.ManifoldParameter(points, manifold=tokens.manifold, requires_grad=tokens.requires_grad)
 
 
-def _repeated(positions: Tensor, m: int) -> Tensor:
+def _repeated(positions: nn.Parameter, m: int) -> nn.Parameter:
     """Positions (..., 1 + N, width) with the first m times."""
     first, rest = positions.detach()[..., :1, :], positions.detach()[..., 1:, :]
-    return torch.cat([first] * m + [rest], -2)
+    return _like(positions, torch.cat([first] * m + [rest], -2))
 
 
 class _ManyTokens(OpenClipImageTower):
     """open_clip's `VisionTransformer` read at m class tokens, each with a projection of its own."""
 
     def __init__(self, tower: OpenClipImageTower, split: Split, multiply: Split) -> None:
-        nn.Module.__init__(self)
-        self.image_size, self.image_mean, self.image_std = tower.image_size, tower.image_mean, tower.image_std
-        self.preprocess = getattr(tower, "preprocess", None)
-        self.trunk, self.projection = tower.trunk, _projection(split, tower.trunk.proj)
-        self.num_tokens = self.prefix = len(self.projection.weight)
-        self.patch_drop = tower.patch_drop
-        if isinstance(self.patch_drop, PatchDropout):
-            self.patch_drop.num_prefix_tokens = self.num_tokens
-        self.trunk.class_embedding = nn.Parameter(multiply(self.trunk.class_embedding))
-        self.trunk.positional_embedding = nn.Parameter(_repeated(self.trunk.positional_embedding, self.num_tokens))
-        self.trunk.proj = None
+        trunk, projection = tower.trunk, _projection(split, tower.trunk.proj)
+        super().__init__(trunk, tower.preprocess, getattr(tower.patch_drop, "prob", 0.0), len(projection.weight))
+        self.projection = projection
+        trunk.class_embedding = _like(trunk.class_embedding, multiply(trunk.class_embedding))
+        trunk.positional_embedding = _repeated(trunk.positional_embedding, self.num_tokens)
+        trunk.proj = None
 
     def embed(self, images: Tensor) -> Tensor:
         trunk = self.trunk
@@ -184,7 +187,7 @@ class _ManyTokens(OpenClipImageTower):
         return trunk.ln_pre(self.patch_drop(x))
 
     def key_mask(self, x: Tensor) -> Tensor:
-        return one_share(x.new_ones(x.shape[:2], dtype=torch.bool), self.num_tokens)
+        return one_share(x.new_ones(x.shape[:2], dtype=torch.bool), self.num_tokens, x.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         transformer = self.trunk.transformer
@@ -203,12 +206,11 @@ class _CutEndToken(OpenClipTextTower):
     """open_clip's causal text transformer; the features of its end token are cut into m rows of n."""
 
     def __init__(self, tower: OpenClipTextTower, split: Split) -> None:
-        nn.Module.__init__(self)
-        self.context_length, self.vocab_size, self.num_tokens = tower.context_length, tower.vocab_size, 1
-        self.trunk = tower.trunk
-        heads = split(self.trunk.text_projection)
+        super().__init__(tower.trunk)
+        projection = self.trunk.text_projection
+        heads = split(projection)
         self.n = heads.shape[-1]
-        self.trunk.text_projection = nn.Parameter(heads.movedim(0, 1).flatten(1))
+        self.trunk.text_projection = _like(projection, heads.movedim(0, 1).flatten(1))
 
     def forward(self, ids: Tensor) -> Tensor:
         return super().forward(ids).squeeze(1).unflatten(-1, (-1, self.n))
