@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NamedTuple, Protocol
 
 from .config import TrainConfig, to_json
@@ -19,11 +20,11 @@ PROJECT = "oblique_clip"
 
 
 class Logger(Protocol):
-    """What takes the figures of a step."""
+    """What takes the figures of a step; `failed` says that the run ends with an exception."""
 
     def log(self, step: int, figures: dict[str, float]) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, failed: bool) -> None: ...
 
 
 class _TensorBoard:
@@ -36,7 +37,7 @@ class _TensorBoard:
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         self._writer.close()
 
 
@@ -50,26 +51,33 @@ class _Wandb:
                 project=project, name=config.out.name, dir=str(config.out), config=to_json(config)
             )
         except wandb.Error as error:
-            raise UserError(f"--log wandb: {error}; `wandb login`, or set WANDB_MODE=offline") from error
+            raise UserError(f"--log wandb: {_first_line(error)}; `wandb login`, or set WANDB_MODE=offline") from error
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         self._run.log(figures, step=step)
 
-    def close(self) -> None:
-        self._run.finish(quiet=True)
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
 
 
 class _Trackio:
     def __init__(self, config: TrainConfig) -> None:
         import trackio
 
-        self._run: Any = trackio.init(project=PROJECT, name=config.out.name, config=to_json(config))
+        try:
+            self._run: Any = trackio.init(project=PROJECT, name=config.out.name, config=to_json(config))
+        except Exception as error:  # it has no class of its own: those of sqlite, the disk and its server come through
+            raise UserError(f"--log trackio: {_first_line(error)}; see $TRACKIO_DIR") from error
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         self._run.log(figures, step=step)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         self._run.finish()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 class _Kind(NamedTuple):
@@ -125,16 +133,27 @@ class Log:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self._loggers = [LOGGERS[name].open(config) for name in loggers_of(config.log)]
-        self._file = (config.out / "metrics.jsonl").open("w", encoding="utf-8")
+        self._loggers: list[Logger] = []
+        # Until a run has come to its end.
+        self._failed = True
+        with ExitStack() as opened:
+            for name in loggers_of(config.log):
+                logger = LOGGERS[name].open(config)
+                opened.callback(self._close, logger)
+                self._loggers.append(logger)
+            self._file = opened.enter_context((config.out / "metrics.jsonl").open("w", encoding="utf-8"))
+            # Where one cannot be opened, those before it are closed here.
+            self._opened = opened.pop_all()
+
+    def _close(self, logger: Logger) -> None:
+        logger.close(self._failed)
 
     def __enter__(self) -> Log:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
-        for logger in self._loggers:
-            logger.close()
+        self._failed = error[0] is not None
+        self._opened.close()
 
     def __call__(self, line: dict[str, float]) -> None:
         self._file.write(json.dumps(line) + "\n")

@@ -87,7 +87,9 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
     teacher = open_teacher(config.loss, config.data, tokenizer, device)
     if config.start_from:
         refuse_seen("--start-from", config.start_from, config.data)
-    data = open_training_data(config.data, tokenizer, config.optim.batch_size, arch.image_size, config.seed)
+    # Files are read large enough for both models.
+    side = max(arch.image_size, 0 if teacher is None else teacher.loaded.preprocess.image_size)
+    data = open_training_data(config.data, tokenizer, config.optim.batch_size, side, config.seed)
     steps = total_steps(config.optim, data)
     if (config.out / "result.json").exists():
         raise UserError(f"{config.out} holds a finished run; name another --out or remove it")
@@ -102,15 +104,16 @@ def train(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
         model.visual.compile()
     held_out = HeldOut(config.data) if config.data.data == "emoji" else None
     config.out.mkdir(parents=True, exist_ok=True)
-    write_json(config.out / "config.json", to_json(config))
-    _record_noise(config.out, config.data, data)
-
-    forget_peak_memory(device)
-    optimizer = Optimizer(model, config.optim, steps)
-    loaded = Loaded(model, preprocess_of(model), tokenizer)
-    loop = _Loop(config, loaded, teacher, data, held_out, optimizer, steps, device)
-    began = time.perf_counter()
-    loop.run(quiet)
+    # Before the folder says that a run has begun: a logger may refuse.
+    with Log(config) as log:
+        write_json(config.out / "config.json", to_json(config))
+        _record_noise(config.out, config.data, data)
+        forget_peak_memory(device)
+        optimizer = Optimizer(model, config.optim, steps)
+        loaded = Loaded(model, preprocess_of(model), tokenizer)
+        loop = _Loop(config, loaded, teacher, data, held_out, optimizer, steps, device)
+        began = time.perf_counter()
+        loop.run(log, quiet)
     trained, memory = time.perf_counter() - began, peak_memory_mib(device)
     best = load(config.out, device)
     if held_out:
@@ -180,8 +183,8 @@ class _Loop:
         """Pairs a second, of training alone."""
         return self._images / max(self._busy, 1e-9)
 
-    def run(self, quiet: bool) -> None:
-        with Log(self.config) as log, _progress_bar(self.steps, str(self.config.out), quiet) as show:
+    def run(self, log: Log, quiet: bool) -> None:
+        with _progress_bar(self.steps, str(self.config.out), quiet) as show:
             batches = self.data.batches()
             if self.device.type == "cuda":
                 batches = map(Batch.pinned, batches)

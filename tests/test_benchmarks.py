@@ -159,7 +159,7 @@ def test_imagenets_names_follow_the_codes_of_the_folders_and_their_numbers_only_
 def test_class_names_by_a_word(folder: Path, webdataset: Path) -> None:
     for name, code in zip(NAMES, ("n02123045", "n02099601", "n07873807", "n07742313", "n04266014", "n04507155"),
                           strict=True):  # fmt: skip
-        with pytest.raises(UserError, match="needs folders named by WordNet codes .* not .*umbrella"):
+        with pytest.raises(UserError, match=r"needs folders named by WordNet codes .* not .*umbrella"):
             run(folder, classes="imagenet")
         (folder / name.replace(" ", "_")).rename(folder / code)
     config = EvaluateConfig(Path(MODEL), str(folder), classes="imagenet")

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from rich.console import Console
+from rich.table import Column as TableColumn
 from rich.table import Table
 
 from oblique_clip.checkpoint import fingerprint, load
@@ -18,6 +19,8 @@ from oblique_clip.config import write_json
 from oblique_clip.errors import UserError
 from oblique_clip.evaluate.run import EvaluateConfig, evaluate, settings_of
 from oblique_clip.report import Column
+
+WIDE = 200
 
 
 def compare(cases: Mapping[str, EvaluateConfig], columns: Sequence[Column], out: Path) -> None:
@@ -33,11 +36,12 @@ def compare(cases: Mapping[str, EvaluateConfig], columns: Sequence[Column], out:
         own = out / quote(name, safe=" ()")
         reports[name] = _finished(own, config) or evaluate(replace(config, out=own))
         print(f"{name}: {own}", flush=True)
-    table = Table("", *(column.heading for column in columns), "skipped")
+    table = Table(TableColumn("", no_wrap=True), *(column.heading for column in columns), "skipped")
     for name, report in reports.items():
         skipped = sum(report["evaluation"].get("skipped", {}).values())
         table.add_row(name, *(column.text(report["evaluation"]) for column in columns), str(skipped))
-    Console().print(table)
+    # In a file there is no edge to fold the figures at.
+    Console(width=None if Console().is_terminal else WIDE).print(table)
     write_json(out / "results.json", reports)
 
 
