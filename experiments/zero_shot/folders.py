@@ -27,6 +27,7 @@ COLUMNS = (
     Column("top-5 %", ("classification", "top5")),
     Column("mean per class %", ("classification", "mean_per_class")),
     Column("calibration error %", ("classification", "ece")),
+    Column("same, stored scale %", ("classification", "ece_stored")),
     Column("chance %", ("classification", "chance")),
 )
 

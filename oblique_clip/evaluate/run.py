@@ -99,7 +99,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         >>> figures["images"], figures["classes"], figures["chance"]
         (2, 2, 0.5)
         >>> sorted(figures)
-        ['chance', 'classes', 'ece', 'images', 'mean_per_class', 'reliability', 'top1', 'top5']
+        ['chance', 'classes', 'ece', 'ece_stored', 'images', 'mean_per_class', 'reliability', 'top1', 'top5']
     """
     check_folder(config.out)
     if config.out is not None and (config.out / "config.json").exists():
@@ -186,6 +186,16 @@ def evaluate_classes(
 
     Args:
         validation: pictures that the other scale is fitted on; without them it is the one that the model carries.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from oblique_clip import load
+        >>> from oblique_clip.data.folders import ClassPictures
+        >>> from oblique_clip.evaluate.run import evaluate_classes
+        >>> samples = [(Image.new("RGB", (64, 64), colour), i) for i, colour in enumerate(("red", "blue", "white"))]
+        >>> figures = evaluate_classes(load("tiny-oblique"), ClassPictures(["apple", "sea", "sea"], samples), ["a {}"])
+        >>> figures["images"], figures["classes"], figures["same_names"]
+        (3, 2, 1)
     """
     model = loaded.model
     merged = pictures.merged()
