@@ -19,8 +19,8 @@ WIDE = ".md-grid { max-width: 84rem; }\n"
 # Title of a page, the modules on it, and what is public in each, in the order of the page.
 PAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "Models": {
-        "oblique_clip.checkpoint": ("load", "Loaded", "save_model", "config_of", "data_of"),
-        "oblique_clip.model": ("create_model", "DualEncoder", "preprocess_of"),
+        "oblique_clip.checkpoint": ("load", "Loaded", "save_model", "config_of", "data_of", "fingerprint"),
+        "oblique_clip.model": ("create_model", "DualEncoder", "preprocess_of", "tokenizer_of"),
         "oblique_clip.temperature": ("make_temperature", "LearnedTemperature", "ScheduledTemperature"),
         "oblique_clip.tokenizer": ("get_tokenizer", "TinyTokenizer", "build_tiny_vocabulary", "cut_to_longest"),
         "oblique_clip.weights_file": ("read_state_dict",),
@@ -74,7 +74,9 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "oblique_clip.evaluate.templates": ("prompts_of", "read_templates", "read_descriptions"),
         "oblique_clip.evaluate.encode": ("encode_images", "encode_texts", "evaluating"),
         "oblique_clip.evaluate.floors": ("thumbnails", "pixel_neighbour"),
-        "oblique_clip.evaluate.run": ("evaluate", "EvaluateConfig"),
+        "oblique_clip.evaluate.names": ("read_class_names", "imagenet_names", "rename"),
+        "oblique_clip.evaluate.pictures": ("open_pictures",),
+        "oblique_clip.evaluate.run": ("evaluate", "EvaluateConfig", "evaluate_classes", "settings_of"),
     },
     "Few shots": {
         "oblique_clip.adapt": (
@@ -82,7 +84,7 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "Embedding and search": {
-        "oblique_clip.embed": ("embed", "EmbedConfig", "to_vectors", "to_points", "fingerprint"),
+        "oblique_clip.embed": ("embed", "EmbedConfig", "to_vectors", "to_points"),
         "oblique_clip.search": (
             "search", "SearchConfig", "read_stored", "Stored", "encode_queries", "nearest", "build_index",
             "nearest_by_index", "recall",
@@ -99,7 +101,9 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "oblique_clip.interop.hub": ("save_pretrained", "from_pretrained", "push_to_hub"),
     },
     "Data": {
-        "oblique_clip.data.sources": ("open_training_data", "open_pairs", "is_shards"),
+        "oblique_clip.data.sources": (
+            "open_training_data", "open_pairs", "is_shards", "is_table", "Kind", "kind_of", "open_as",
+        ),
         "oblique_clip.data.images": (
             "decode_square", "Preprocess", "Augmentation", "TrainingPixels", "Side", "middle_square", "to_rgb",
         ),
@@ -115,13 +119,40 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "oblique_clip.data.shards": ("expand_shards", "read_shards", "read_records", "Sample", "shards_fingerprint"),
         "oblique_clip.data.tar": ("read_members",),
         "oblique_clip.data.stream": ("ShardBatches",),
-        "oblique_clip.data.folders": ("open_class_folder", "ClassPictures"),
+        "oblique_clip.data.folders": ("open_class_folder", "ClassPictures", "is_picture", "picture_suffixes"),
         "oblique_clip.data.captioned": ("CaptionedPictures", "of_pairs", "of_shards", "of_json"),
         "oblique_clip.data.benchmarks": ("open_webdataset", "open_torchvision", "read_names", "read_lines"),
         "oblique_clip.data.emoji": ("load_emoji", "EmojiSet", "Record", "concept_split", "cache_folder"),
         "oblique_clip.data.splits": ("split_emoji", "EmojiSplits", "EmojiPairs"),
     },
 }  # fmt: skip
+
+# What the modules above define without a page: protocols, whose implementations have one, and what serves only other
+# modules of the library.
+INTERNAL: dict[str, tuple[str, ...]] = {
+    "oblique_clip.checkpoint": ("home_of", "check_points"),
+    "oblique_clip.tokenizer": ("Tokenizer",),
+    "oblique_clip.config": ("check_folder", "check_file"),
+    "oblique_clip.train": ("total_steps", "similarity_figures"),
+    "oblique_clip.logs": ("Logger",),
+    "oblique_clip.distill": ("refuse_seen",),
+    "oblique_clip.towers": ("one_share", "is_text", "init_blocks"),
+    "oblique_clip.explain": ("draw",),
+    "oblique_clip.evaluate.templates": ("from_clip_benchmark",),
+    "oblique_clip.evaluate.encode": ("Encoder",),
+    "oblique_clip.evaluate.pictures": ("check_flags",),
+    "oblique_clip.evaluate.run": ("evaluate_pictures", "evaluate_captions"),
+    "oblique_clip.embed": ("Item", "import_arrow"),
+    "oblique_clip.search": ("print_answer",),
+    "oblique_clip.export": ("save_torch", "save_onnx"),
+    "oblique_clip.interop.open_clip": ("open_clip_config", "build_towers", "SharedTemperature"),
+    "oblique_clip.interop.clip_mtob": ("load_address", "NoVocabulary"),
+    "oblique_clip.interop.clip_benchmark": ("check",),
+    "oblique_clip.interop.hub": ("model_file",),
+    "oblique_clip.data.sources": ("is_emoji",),
+    "oblique_clip.data.batches": ("TrainingData", "PairSource"),
+    "oblique_clip.data.benchmarks": ("is_webdataset", "webdataset_type", "webdataset_shards", "is_torchvision"),
+}
 
 
 def on_config(config: MkDocsConfig) -> None:

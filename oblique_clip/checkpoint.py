@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import importlib
 import json
 import os
@@ -301,6 +302,22 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} {why_unreadable(start, error)}") from error
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A short digest of all weights, which tells two models of one name apart.
+
+    Examples:
+        >>> from oblique_clip import load
+        >>> from oblique_clip.checkpoint import fingerprint
+        >>> fingerprint(load("tiny-oblique").model) == fingerprint(load("tiny-sphere").model)
+        False
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def check_points(model: torch.nn.Module, where: object) -> None:

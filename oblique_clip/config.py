@@ -364,6 +364,26 @@ def write_json(path: Path, value: Any) -> None:
     unfinished.replace(path)
 
 
+def check_folder(out: Path | None) -> None:
+    """Refuse a file as `--out` where a folder is written.
+
+    Raises:
+        UserError: for one.
+    """
+    if out is not None and out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: name a folder")
+
+
+def check_file(out: Path | None) -> None:
+    """Refuse a folder as `--out` where a file is written.
+
+    Raises:
+        UserError: for one.
+    """
+    if out is not None and out.is_dir():
+        raise UserError(f"--out {out} is a folder: name a file in it")
+
+
 # Where numbers must lie, by field name, in any of the dataclasses above.
 RANGES: dict[str, str] = {
     **dict.fromkeys(("image_size", "patch_size", "embed_dim", "workers", "steps", "log_every"), "[1, inf)"),

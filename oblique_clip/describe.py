@@ -18,7 +18,7 @@ from .config import DataConfig
 from .data.emoji import load_emoji
 from .data.faults import Lost
 from .data.shards import expand_shards, read_shards
-from .data.sources import is_shards, open_pairs
+from .data.sources import TRAINING, is_shards, kind_of, open_pairs
 from .data.splits import split_emoji
 from .errors import UserError
 from .report import print_skipped
@@ -74,6 +74,7 @@ def _sample(command: DataCommand) -> tuple[Tensor, list[str], Counter[str]]:
     config = command.source
     if command.show < 0:
         raise UserError(f"--show must be at least 0, not {command.show}")
+    kind_of(TRAINING, config.data)
     if is_shards(config.data):
         skipped = Lost()
         samples = list(islice(read_shards(expand_shards(config.data), SIDE, skipped), command.show))

@@ -8,7 +8,6 @@ has none it is `points`, the numbers of each point in a row, which no tool that 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -21,18 +20,17 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
 
-from .checkpoint import Loaded, data_of, home_of, load
-from .config import DataConfig, check_ranges
+from .checkpoint import Loaded, data_of, fingerprint, home_of, load
+from .config import DataConfig, check_file, check_ranges
 from .data.emoji import EmojiSet, load_emoji
 from .data.faults import BadSample, Lost, cause_of
-from .data.folders import SUFFIXES as PICTURES
+from .data.folders import is_picture
 from .data.images import READ_ERRORS, decode_square
 from .data.shards import caption_of, expand_shards, name_of, picture_of, read_records
-from .data.sources import is_shards
+from .data.sources import EMOJI_NAME, SHARDS_NAME, TABLE_NAME, Kind, is_emoji, is_shards, is_table, open_as
 from .data.splits import split_emoji
-from .data.tables import SUFFIXES as TABLES
 from .data.tables import FilePairs, open_table
 from .device import pick_device
 from .errors import UserError
@@ -109,9 +107,10 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
     """
     import_arrow()
     check_ranges(config)
+    check_file(config.out)
     loaded = load(config.model, pick_device(config.device))
     skipped = Lost()
-    batches = _open(config, loaded, skipped)
+    batches = open_as(KINDS, config.data, config, loaded.preprocess.image_size, skipped)
     topology = loaded.model.topology
     info: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -164,22 +163,6 @@ def to_points(topology: Topology, vectors: Tensor) -> Tensor:
     return topology.project(rows) if topology.flat_is_exact else rows
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A short digest of all weights, which tells two models of one name apart.
-
-    Examples:
-        >>> from oblique_clip import load
-        >>> from oblique_clip.embed import fingerprint
-        >>> fingerprint(load("tiny-oblique").model) == fingerprint(load("tiny-sphere").model)
-        False
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _write(path: Path, loaded: Loaded, batches: Batches, info: dict[str, Any], skipped: Lost) -> int:
     """The file, and the number of its rows; the metadata comes last, as only then it is known what was skipped."""
     arrow, parquet = import_arrow()
@@ -204,31 +187,38 @@ def _write(path: Path, loaded: Loaded, batches: Batches, info: dict[str, Any], s
     return count
 
 
-def _open(config: EmbedConfig, loaded: Loaded, skipped: Lost) -> Batches:
-    """The pictures that `config.data` names; what cannot be read is counted in `skipped`."""
-    data, side = config.data, loaded.preprocess.image_size
-    if data == "emoji":
-        return _emoji_batches(config.model)
-    if is_shards(data):
-        return _shard_batches(expand_shards(data), side, skipped)
-    path = Path(data)
-    if path.is_dir():
-        return _file_batches(_open_folder(path, side, config.workers), path, skipped)
-    if not path.exists():
-        raise UserError(f"no such file or folder: {data}")
-    if path.suffix.lower() in TABLES:
-        table = DataConfig(
-            data=data,
-            image_column=config.image_column,
-            caption_column=config.caption_column,
-            image_root=config.image_root,
-            workers=config.workers,
-        )
-        return _file_batches(open_table(path, table, side), config.image_root or path.parent, skipped)
-    raise UserError(
-        f"cannot tell what {data!r} is: expected 'emoji', a folder of pictures, a {', '.join(TABLES)} file, "
-        "or .tar shards"
+def _open_shards(config: EmbedConfig, side: int, skipped: Lost) -> Batches:
+    return _shard_batches(expand_shards(config.data), side, skipped)
+
+
+def _open_folder(config: EmbedConfig, side: int, skipped: Lost) -> Batches:
+    """Every picture in a folder and below it, without captions."""
+    root = Path(config.data)
+    paths = sorted(path for path in root.rglob("*") if is_picture(path) and path.is_file())
+    if not paths:
+        raise UserError(f"no picture in {root} or below it; looked for files such as .jpg, .png and .webp")
+    return _file_batches(FilePairs(paths, [""] * len(paths), side, config.workers), root, skipped)
+
+
+def _open_table(config: EmbedConfig, side: int, skipped: Lost) -> Batches:
+    table = DataConfig(
+        data=config.data,
+        image_column=config.image_column,
+        caption_column=config.caption_column,
+        image_root=config.image_root,
+        workers=config.workers,
     )
+    path = Path(config.data)
+    return _file_batches(open_table(path, table, side), config.image_root or path.parent, skipped)
+
+
+# What cannot be read is counted in the last argument.
+KINDS: tuple[Kind[Batches], ...] = (
+    Kind(EMOJI_NAME, is_emoji, lambda config, side, skipped: _emoji_batches(config.model)),
+    Kind(SHARDS_NAME, is_shards, _open_shards),
+    Kind("a folder of pictures", lambda data: Path(data).is_dir(), _open_folder),
+    Kind(TABLE_NAME, is_table, _open_table),
+)
 
 
 def _emoji_batches(model: str) -> Batches:
@@ -287,14 +277,6 @@ def _caption(record: dict[str, Any]) -> str | None:
         return caption_of(record)
     except BadSample:
         return None
-
-
-def _open_folder(root: Path, side: int, workers: int) -> FilePairs:
-    """Every picture in a folder and below it, without captions."""
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
-    if not paths:
-        raise UserError(f"no picture in {root} or below it; looked for {', '.join(PICTURES)}")
-    return FilePairs(paths, [""] * len(paths), side, workers)
 
 
 def _file_batches(pairs: FilePairs, root: Path, skipped: Lost) -> Batches:

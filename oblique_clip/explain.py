@@ -12,6 +12,7 @@ import tyro
 from torch import Tensor
 
 from .checkpoint import Loaded, load
+from .config import check_file
 from .data.images import READ_ERRORS, Side, decode_square
 from .device import pick_device
 from .errors import UserError
@@ -78,6 +79,7 @@ def explain(config: ExplainConfig) -> Path:
     # open_clip, behind the towers, takes seconds to import: mistakes in flags are told before.
     from .attention import token_attention
 
+    check_file(config.out)
     _check_file_type(config.out)
     loaded = load(config.model, pick_device(config.device))
     side = loaded.preprocess.image_size

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from .checkpoint import Loaded, config_of, load
-from .config import ModelConfig, to_json, write_json
+from .config import ModelConfig, check_folder, to_json, write_json
 from .device import pick_device
 from .errors import UserError
 from .interop.open_clip import cut_of
@@ -94,6 +94,7 @@ def export(config: ExportConfig) -> dict[str, float | None]:
         >>> max(differences.values()) < 1e-4  # of the files' points from the model's
         True
     """
+    check_folder(config.out)
     if (config.out / "checkpoints").is_dir():
         raise UserError(f"{config.out} is a run folder, whose config.json would be lost: give another --out")
     if config.format == "onnx":

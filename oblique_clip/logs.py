@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,61 +22,76 @@ PROJECT = "oblique_clip"
 
 
 class Logger(Protocol):
-    """What takes the figures of a step."""
+    """What takes the figures of a step; `failed` says that the run ends with an exception."""
 
     def log(self, step: int, figures: dict[str, float]) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, failed: bool) -> None: ...
 
 
 class _TensorBoard:
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(config.out / "tensorboard"))  # type: ignore[no-untyped-call]
+        # What was said of later steps, before the run was stopped, is not shown.
+        purge = {"purge_step": done + 1} if done else {}
+        self._writer: Any = SummaryWriter(str(config.out / "tensorboard"), **purge)  # type: ignore[no-untyped-call]
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         self._writer.close()
 
 
 class _Wandb:
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, done: int) -> None:
         import wandb
 
-        project = os.environ.get("WANDB_PROJECT", PROJECT)
+        project, known = os.environ.get("WANDB_PROJECT", PROJECT), config.out / "wandb_id"
+        again: dict[str, Any] = (
+            {"id": known.read_text(encoding="utf-8"), "resume": "allow"} if done and known.exists() else {}
+        )
         try:
             self._run: Any = wandb.init(
-                project=project, name=config.out.name, dir=str(config.out), config=to_json(config)
+                project=project, name=config.out.name, dir=str(config.out), config=to_json(config), **again
             )
+            known.write_text(self._run.id, encoding="utf-8")
         except wandb.Error as error:
-            raise UserError(f"--log wandb: {error}; `wandb login`, or set WANDB_MODE=offline") from error
+            raise UserError(f"--log wandb: {_first_line(error)}; `wandb login`, or set WANDB_MODE=offline") from error
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         self._run.log(figures, step=step)
 
-    def close(self) -> None:
-        self._run.finish(quiet=True)
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
 
 
 class _Trackio:
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, done: int) -> None:
         import trackio
 
-        self._run: Any = trackio.init(project=PROJECT, name=config.out.name, config=to_json(config))
+        try:
+            resume = "allow" if done else "never"
+            self._run: Any = trackio.init(project=PROJECT, name=config.out.name, config=to_json(config), resume=resume)
+        except Exception as error:  # it has no class of its own: those of sqlite, the disk and its server come through
+            raise UserError(f"--log trackio: {_first_line(error)}; see $TRACKIO_DIR") from error
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         self._run.log(figures, step=step)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         self._run.finish()
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class _Kind(NamedTuple):
-    open: Callable[[TrainConfig], Logger]
+    open: Callable[[TrainConfig, int], Logger]
+    """For a run that begins, or that goes on behind so many steps."""
     package: str
     install: str
 
@@ -127,18 +143,29 @@ class Log:
     """
 
     def __init__(self, config: TrainConfig, done: int = 0) -> None:
-        self._loggers = [LOGGERS[name].open(config) for name in loggers_of(config.log)]
         self._out, path = config.out, config.out / "metrics.jsonl"
-        path.write_text("".join(_lines_until(path, done)), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._loggers: list[Logger] = []
+        # Until a run has come to its end.
+        self._failed = True
+        with ExitStack() as opened:
+            for name in loggers_of(config.log):
+                logger = LOGGERS[name].open(config, done)
+                opened.callback(self._close, logger)
+                self._loggers.append(logger)
+            path.write_text("".join(_lines_until(path, done)), encoding="utf-8")
+            self._file = opened.enter_context(path.open("a", encoding="utf-8", buffering=1))
+            # Where one cannot be opened, those before it are closed here.
+            self._opened = opened.pop_all()
+
+    def _close(self, logger: Logger) -> None:
+        logger.close(self._failed)
 
     def __enter__(self) -> Log:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
-        for logger in self._loggers:
-            logger.close()
+        self._failed = error[0] is not None
+        self._opened.close()
 
     def __call__(self, line: dict[str, float]) -> None:
         self._file.write(json.dumps(line) + "\n")
@@ -161,6 +188,31 @@ class Log:
         """What was said so far is on the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+class Silent:
+    """A `Log` of a process that says nothing."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def __call__(self, line: dict[str, float]) -> None:
+        pass
+
+    def note(self, name: str, line: dict[str, Any]) -> None:
+        pass
+
+    def warn(self, step: int, warning: str) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+
+AnyLog = Log | Silent
 
 
 def _lines_until(path: Path, done: int) -> list[str]:

@@ -27,7 +27,7 @@ from .errors import UserError
 from .evaluate.encode import evaluating
 from .evaluate.tasks import HeldOut, validation_score
 from .health import SAMPLE, BadSteps, collapsed, point_names, settle_points, spheres
-from .logs import Log
+from .logs import AnyLog
 from .model import DualEncoder
 from .optim import Optimizer
 from .peers import Peers, everyone_says
@@ -94,10 +94,9 @@ class Loop:
         """Pairs a second of all processes, waiting for data included; validation is left out."""
         return self.come.images / max(self.come.busy, 1e-9)
 
-    def run(self, quiet: bool) -> None:
-        steps, first = self.parts.steps, self.parts.peers.rank == 0
-        log_file = Log(self.config, self.come.position.step) if first else _Silent()
-        with watched() as signals, log_file as log, progress_bar(steps, str(self.config.out), quiet) as show:
+    def run(self, log: AnyLog, quiet: bool) -> None:
+        steps = self.parts.steps
+        with watched() as signals, progress_bar(steps, str(self.config.out), quiet) as show:
             self._count_time(training=False)
             for batch in self._batches():
                 self._one(batch, log, show)
@@ -117,7 +116,7 @@ class Loop:
             batches = map(Batch.pinned, batches)
         return prefetch(batches)
 
-    def _one(self, batch: Batch, log: Log | _Silent, show: Callable[..., None]) -> None:
+    def _one(self, batch: Batch, log: AnyLog, show: Callable[..., None]) -> None:
         done, optim, come, peers = batch.step + 1, self.config.optim, self.come, self.parts.peers
         # Layers that draw do so alike whenever this step is taken.
         reseed(self.config.seed, batch.step, peers.rank)
@@ -173,7 +172,7 @@ class Loop:
             data = self.config.data
             refuse_bad(come.lost, come.read, data.max_bad_fraction, data.data)
 
-    def _settle(self, log: Log | _Silent) -> None:
+    def _settle(self, log: AnyLog) -> None:
         """Find out which of the last steps were not finite; they have moved nothing."""
         for step, keys in self.bad.settle():
             log.note("bad_steps.jsonl", {"step": step.step + 1, "keys": list(keys)})
@@ -190,7 +189,7 @@ class Loop:
             "lower --lr, or an earlier start, may not"
         )
 
-    def _look(self, image_points: Tensor, text_points: Tensor, log: Log | _Silent) -> None:
+    def _look(self, image_points: Tensor, text_points: Tensor, log: AnyLog) -> None:
         """Say aloud what looks wrong in a logged step."""
         come, temperature = self.come, self.model.temperature
         images, texts = image_points[:SAMPLE], text_points[:SAMPLE]
@@ -207,7 +206,7 @@ class Loop:
         for warning in found:
             self._warn(warning, log)
 
-    def _warn(self, warning: str, log: Log | _Silent) -> None:
+    def _warn(self, warning: str, log: AnyLog) -> None:
         kind = warning.split(":")[0].lstrip("0123456789 ")
         if all(said.split(":")[0].lstrip("0123456789 ") != kind for said in self.come.warnings):
             self.come.warnings.append(warning)
@@ -230,7 +229,7 @@ class Loop:
         own = Augmentation.draw(count, seed)[Share(peers.rank, peers.world).part(count)]
         return TrainingPixels(batch.squares, preprocess, peers.device, own[: len(batch.squares)])
 
-    def _validate(self, step: int, log: Log | _Silent) -> None:
+    def _validate(self, step: int, log: AnyLog) -> None:
         held_out = self.parts.held_out
         score = None if held_out is None else validation_score(self.judged, held_out)
         # Every process judges, as sharded towers want it; so that all go on alike, the first one's figures count.
@@ -246,7 +245,7 @@ class Loop:
         if step == self.parts.steps and held_out is not None:
             self._warn_of_chance(score[headline], len({record.concept for record in held_out.splits.val.records}), log)
 
-    def _warn_of_chance(self, top1: float, classes: int, log: Log | _Silent) -> None:
+    def _warn_of_chance(self, top1: float, classes: int, log: AnyLog) -> None:
         if classes > 1 and top1 <= 2 / classes:
             self._warn(
                 f"validation is no better than chance: top-1 of {top1:.2%} among {classes:,} names; the run may be too "
@@ -258,7 +257,7 @@ class Loop:
         place = self.config.out / "checkpoints" / name
         save_model(self.judged.model, self.config.model, place, self.config.data, write=self.parts.peers.rank == 0)
 
-    def _keep_state(self, log: Log | _Silent) -> None:
+    def _keep_state(self, log: AnyLog) -> None:
         """Save a state, and decide which step the next one is due behind, the same on every process."""
         began, peers, come = time.perf_counter(), self.parts.peers, self.come
         come.drift = max(come.drift, settle_points(self.model, self.points, f"step {come.position.step}"))
@@ -303,7 +302,7 @@ class Loop:
             return 0
         return int(peers.largest_(torch.tensor([signals.number], device=peers.device)))
 
-    def _stop(self, number: int, log: Log | _Silent) -> None:
+    def _stop(self, number: int, log: AnyLog) -> None:
         self._settle(log)
         self._keep_state(log)
         name, step = signal.Signals(number).name, self.come.position.step
@@ -318,28 +317,6 @@ class Loop:
         now = time.perf_counter()
         self.come.busy += (now - self._since) * training
         self._since = now
-
-
-class _Silent:
-    """A `Log` of a process that says nothing."""
-
-    def __enter__(self) -> _Silent:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def __call__(self, line: dict[str, float]) -> None:
-        pass
-
-    def note(self, name: str, line: dict[str, Any]) -> None:
-        pass
-
-    def warn(self, step: int, warning: str) -> None:
-        pass
-
-    def sync(self) -> None:
-        pass
 
 
 def _average(model: DualEncoder, decay: float, weights: dict[str, Tensor] | None) -> AveragedModel | None:

@@ -211,7 +211,14 @@ def _towers(config: ModelConfig, topology: Topology, pretrained: bool) -> tuple[
 
 
 def tokenizer_of(config: ModelConfig) -> Tokenizer:
-    """What turns texts into the token ids that a model of this configuration reads."""
+    """What turns texts into the token ids that a model of this configuration reads.
+
+    Examples:
+        >>> from oblique_clip import model_config
+        >>> from oblique_clip.model import tokenizer_of
+        >>> tokenizer_of(model_config("tiny"))(["red apple", "dog"]).shape  # padded to its context
+        torch.Size([2, 32])
+    """
     if config.open_clip is None:
         return get_tokenizer(config.arch.tokenizer, config.arch.context_length)
     import open_clip

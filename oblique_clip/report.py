@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from .config import ModelConfig, read_run_config
+from .data.benchmarks import PEER
 from .errors import UserError
 from .figures import draw_curves, draw_retrieval
 
@@ -167,17 +168,20 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
 
 
 def _zero_shot_tables(evaluation: dict[str, Any]) -> Iterator[RichTable]:
-    """The tables of `ZERO_SHOT` that some classification has a figure for, with a row for each that has one."""
+    """The tables of `ZERO_SHOT`: a row for each classification and a column for each figure, where there are any."""
     from rich.table import Table as RichTable
 
-    for title, columns in ZERO_SHOT.items():
+    found = _classifications(evaluation)
+    for title, paths in ZERO_SHOT.items():
+        every = [Column(heading, path) for heading, path in paths.items()]
+        columns = [column for column in every if any(column.text(figures) != "-" for _, figures in found)]
         table = RichTable(title=title, title_justify="left")
         table.add_column("zero-shot", no_wrap=True)
-        for heading in columns:
-            table.add_column(heading, justify="right")
-        for name, figures in _classifications(evaluation):
-            texts = [Column(heading, path).text(figures) for heading, path in columns.items()]
-            if set(texts) != {"-"}:
+        for column in columns:
+            table.add_column(column.heading, justify="right")
+        for name, figures in found:
+            texts = [column.text(figures) for column in columns]
+            if set(texts) - {"-"}:
                 table.add_row(name, *texts)
         if table.rows:
             yield table
@@ -206,7 +210,6 @@ def print_skipped(skipped: dict[str, int]) -> None:
         print("skipped:", ", ".join(f"{count} x {cause}" for cause, count in skipped.items()))
 
 
-PEER = "clip_benchmark"
 # CLIP_benchmark names retrieval after what is found.
 PEER_WAYS = {"image_to_text": "text_retrieval_recall", "text_to_image": "image_retrieval_recall"}
 # Tables of classifications, and of their columns the heading and where the figure is found.
@@ -219,7 +222,11 @@ ZERO_SHOT: dict[str, dict[str, tuple[str, ...]]] = {
         "pixel floor": ("pixel_floor", "top1"),
         "chance": ("chance",),
     },
-    "Expected calibration error in %": {"own scale": ("ece",), "fitted scale": ("ece_calibrated",)},
+    "Expected calibration error in %": {
+        "own scale": ("ece",),
+        "stored scale": ("ece_stored",),
+        "fitted scale": ("ece_calibrated",),
+    },
     "Accuracies of CLIP_benchmark in %": {
         "top-1": (PEER, "acc1"),
         "top-5": (PEER, "acc5"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,12 @@ import torch
 import tyro
 from torch import Tensor
 
-from .checkpoint import Loaded, load
-from .config import write_json
-from .data.folders import SUFFIXES as PICTURES
+from .checkpoint import Loaded, fingerprint, load
+from .config import check_file, write_json
+from .data.folders import is_picture
 from .data.images import READ_ERRORS, decode_square
 from .device import pick_device
-from .embed import FORMAT_VERSION, KEY, fingerprint, import_arrow, to_points, to_vectors
+from .embed import FORMAT_VERSION, KEY, import_arrow, to_points, to_vectors
 from .errors import UserError
 from .evaluate.encode import encode_images, encode_texts
 from .topology import Topology
@@ -41,7 +42,7 @@ class SearchConfig:
     points: Annotated[Path, tyro.conf.Positional]
     """A file written by `oblique-clip embed`."""
     queries: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Texts, or paths of pictures."""
+    """Texts, or paths of pictures: whatever is a file, or ends as a picture does."""
     model: str | None = None
     """Where the model is now, if not where it was when the file was written."""
     top: int = 10
@@ -104,11 +105,12 @@ def search(config: SearchConfig) -> dict[str, Any]:
         raise UserError(f"--top must lie in [1, inf), not be {config.top}")
     if not config.queries:
         raise UserError('name at least one query: a text such as "a red apple", or the path of a picture')
+    check_file(config.out)
     stored = read_stored(config.points)
     loaded = _model_of(config, stored)
     queries = encode_queries(loaded, config.queries)
     # Stored points and queries are on the CPU, whatever encoded them.
-    topology = loaded.model.topology.cpu()
+    topology = copy.deepcopy(loaded.model.topology).cpu()
     answer: dict[str, Any] = {"topology": topology.spec}
     points = to_points(topology, stored.vectors)
     similarity, rows = nearest(queries, points, topology, config.top)
@@ -198,7 +200,7 @@ def encode_queries(loaded: Loaded, queries: tuple[str, ...]) -> Tensor:
     model, preprocess, tokenizer = loaded
     points = []
     for query in queries:
-        if Path(query).suffix.lower() in PICTURES:
+        if is_picture(Path(query)) or _is_file(query):
             try:
                 square = decode_square(Path(query), preprocess.image_size)
             except READ_ERRORS as error:
@@ -207,6 +209,13 @@ def encode_queries(loaded: Loaded, queries: tuple[str, ...]) -> Tensor:
         else:
             points.append(encode_texts(model, tokenizer, [query]))
     return torch.cat(points)
+
+
+def _is_file(query: str) -> bool:
+    try:
+        return Path(query).is_file()
+    except OSError:  # a text longer than any name of a file
+        return False
 
 
 @torch.no_grad()
@@ -269,6 +278,8 @@ def nearest_by_index(
 ) -> tuple[Tensor, Tensor]:
     """As `nearest`, of what an index of the points' `flat` vectors finds, in its order, in the topology's own units.
 
+    Fewer than `top` where the index finds fewer.
+
     Examples:
         >>> import torch
         >>> from oblique_clip import parse_topology
@@ -281,8 +292,9 @@ def nearest_by_index(
         ([[0]], 2.0)
     """
     flat = to_vectors(topology, queries).numpy()
-    found = np.stack([index.search(vector, min(top, len(points))).keys for vector in flat]).astype(np.int64)
-    rows = torch.from_numpy(found)
+    found = [index.search(vector, min(top, len(points))).keys.astype(np.int64) for vector in flat]
+    # An index may miss some for one query: all get as many as it found for each.
+    rows = torch.from_numpy(np.stack([keys[: min(map(len, found))] for keys in found]))
     return topology.similarity_rowwise(queries[:, None], points[rows]), rows
 
 

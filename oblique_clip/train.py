@@ -29,7 +29,7 @@ from .distributed import joined, parallel
 from .errors import UserError
 from .evaluate.calibration import FITTED
 from .evaluate.tasks import HeldOut, calibration_scales, evaluate_emoji
-from .logs import loggers_of
+from .logs import Log, Silent, loggers_of
 from .loop import Loop, Parts
 from .model import create_model, preprocess_of, tokenizer_of
 from .optim import Optimizer
@@ -94,7 +94,13 @@ def train(
     with _told(config), joined(config.device, ring=config.optim.ring) as peers:
         began = time.perf_counter()
         loop = _prepare(config, peers, resume, override)
-        loop.run(quiet or peers.rank > 0)
+        config.out.mkdir(parents=True, exist_ok=True)
+        # Before the folder says that a run has begun: a logger may refuse.
+        with Log(config, loop.come.position.step) if peers.rank == 0 else Silent() as log:
+            if peers.rank == 0:
+                write_json(config.out / "config.json", to_json(config))
+                _record_noise(config.out, config.data, loop.parts.data)
+            loop.run(log, quiet or peers.rank > 0)
         lost = sum((Counter(said) for said in everyone_says(peers, loop.come.lost)), Counter(loop.parts.data.left_out))
         trained, memory = time.perf_counter() - began, peak_memory_mib(peers.device)
     if peers.rank > 0:
@@ -113,7 +119,7 @@ def train(
 
 
 def _prepare(config: TrainConfig, peers: Peers, resume: bool, override: Sequence[str]) -> Loop:
-    """Everything that a run is made of, new or as a state on disk says, with its config.json written."""
+    """Everything that a run is made of, new or as a state on disk says; nothing is written."""
     tokenizer = tokenizer_of(config.model)
     # Before the seed is set: building the teacher draws weights.
     teacher = open_teacher(config.loss, config.data, tokenizer, peers.device)
@@ -137,10 +143,6 @@ def _prepare(config: TrainConfig, peers: Peers, resume: bool, override: Sequence
     if config.optim.compile:
         model.visual.compile()
     held_out = HeldOut(config.data) if config.data.data == "emoji" else None
-    if peers.rank == 0:
-        config.out.mkdir(parents=True, exist_ok=True)
-        write_json(config.out / "config.json", to_json(config))
-        _record_noise(config.out, config.data, data)
     forget_peak_memory(peers.device)
     # Before the optimiser: sharded towers have parameters of their own.
     towers = parallel(model, peers, config.optim.fsdp)

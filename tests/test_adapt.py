@@ -14,6 +14,7 @@ import torch
 from conftest import relative_error
 from torch import Tensor
 
+from experiments.few_shot.run import HEADLINE, PIXELS, SEEDS, ZERO, FewShot, differences, interval, main
 from experiments.few_shot.tasks import SHOTS, Draw, Task, base_concept, emoji_task, fashion_task
 from oblique_clip.adapt import ALPHAS, BETAS, CS, accuracies, linear_probe, refine_prototypes, tip_adapter
 from oblique_clip.data.emoji import Record, load_emoji
@@ -259,3 +260,35 @@ def test_idx_files_are_read_and_the_test_part_gives_no_shot(suffix: str, tmp_pat
     for label, rows in enumerate(draw.shots):
         assert [train[task.squares[row, 2].numpy().tobytes()] for row in rows] == [label] * 16
         assert task.labels[rows].tolist() == [label] * 16
+
+
+def test_an_interval_is_students() -> None:
+    """Of five values with mean 3 and variance 5/2; the quantile is that of scipy."""
+    found = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    quantile = pytest.importorskip("scipy.stats").t.ppf(0.975, df=4)
+    assert found["mean"] == pytest.approx(3, abs=EXACT)
+    assert found["half"] == pytest.approx(quantile * math.sqrt(2.5 / 5), rel=1e-3)
+    assert interval([2.0] * 5) == {"mean": 2.0, "half": 0.0}
+
+
+def test_differences_are_taken_seed_by_seed_against_what_each_method_has() -> None:
+    """A classifier without shots and the floor of no model stand beside every number of shots."""
+    ours, rows = "refined prototypes", []
+    for seed in range(SEEDS):
+        base = {"task": "t", "seed": seed}
+        rows.append({**base, "model": "m", "method": ZERO, "shots": 0, HEADLINE: 0.1 * seed})
+        for k in SHOTS:
+            rows.append({**base, "model": "m", "method": ours, "shots": k, HEADLINE: 0.1 * seed + 0.01 * k})
+            rows.append({**base, "model": "none", "method": PIXELS, "shots": k, HEADLINE: 0.5})
+    found = {(row["method"], row["shots"]): row for row in differences(rows, ours, (ZERO, PIXELS))}
+    assert len(found) == 2 * len(SHOTS)
+    for k in SHOTS:
+        # Always k points ahead: paired, the seeds' own spread cancels.
+        assert found[ZERO, k]["mean"] == pytest.approx(k) and found[ZERO, k]["half"] == pytest.approx(0, abs=1e-6)
+        assert found[PIXELS, k]["mean"] == pytest.approx(100 * (0.2 - 0.5) + k) and found[PIXELS, k]["half"] > 10
+
+
+def test_missing_files_of_fashion_mnist_are_the_users_to_mend(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no train-images-idx3-ubyte or train-images-idx3-ubyte\.gz"):
+        main(FewShot(fashion_mnist=tmp_path, out=tmp_path))
+    assert not any(tmp_path.iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,14 @@ from oblique_clip import load
 from oblique_clip.data.benchmarks import TEST_SPLITS, open_torchvision, open_webdataset, webdataset_shards
 from oblique_clip.data.emoji import EmojiSet, load_emoji
 from oblique_clip.errors import UserError
-from oblique_clip.evaluate.encode import encode_texts
+from oblique_clip.evaluate.calibration import FITTED, OWN, STORED, fit_temperature
+from oblique_clip.evaluate.encode import encode_images, encode_texts
+from oblique_clip.evaluate.names import imagenet_names, read_class_names
+from oblique_clip.evaluate.pictures import open_pictures
 from oblique_clip.evaluate.run import EvaluateConfig, evaluate
 from oblique_clip.evaluate.templates import prompts_of, read_descriptions, read_templates
 from oblique_clip.evaluate.zeroshot import build_classifier
+from oblique_clip.report import print_evaluation
 
 MODEL = "tiny-oblique"
 ORDER = 1e-5
@@ -125,13 +130,125 @@ def test_class_names_of_ones_own_replace_those_of_the_data(folder: Path, webdata
     (tmp_path / "names.txt").write_text("\n".join(others))
     for name, other in zip(NAMES, others, strict=True):
         (folder / name.replace(" ", "_")).rename(folder / other)
-    assert same(run(webdataset, classes=tmp_path / "names.txt", templates=("{}",)), run(folder))
+    assert same(run(webdataset, classes=str(tmp_path / "names.txt"), templates=("{}",)), run(folder))
     (tmp_path / "names.txt").write_text("kitten\nhound")
-    with pytest.raises(UserError, match=r"names.txt has 2 names, .*wds 6 classes"):
-        run(webdataset, classes=tmp_path / "names.txt")
+    fix = r"give one a line, in this order: cat face, dog face, pizza, red apple, rocket, umbrella"
+    with pytest.raises(UserError, match=rf"names.txt has 2 names, the data 6 classes: {fix}"):
+        run(webdataset, classes=str(tmp_path / "names.txt"))
+    # The data's own names, however they are spelt, stand at their own places or they mislabel every picture.
+    (tmp_path / "names.txt").write_text("\n".join(name.title() for name in NAMES))
+    run(webdataset, classes=str(tmp_path / "names.txt"))
+    (tmp_path / "names.txt").write_text("\n".join(name.replace(" ", "_") for name in NAMES[::-1]))
+    with pytest.raises(UserError, match=f"has the names of the data in another order: {fix}"):
+        run(webdataset, classes=str(tmp_path / "names.txt"))
     (tmp_path / "names.txt").write_text("kitten\n\nhound")
     with pytest.raises(UserError, match=r"line 2 of .*names.txt is empty"):
-        run(webdataset, classes=tmp_path / "names.txt")
+        run(webdataset, classes=str(tmp_path / "names.txt"))
+
+
+def test_imagenets_names_follow_the_codes_of_the_folders_and_their_numbers_only_where_all_are_there() -> None:
+    from open_clip import IMAGENET_CLASSNAMES as OPEN_CLIP
+
+    everything = [str(i) for i in range(1000)]
+    assert imagenet_names(sorted(everything)) == [OPEN_CLIP[int(number)] for number in sorted(everything)]
+    assert imagenet_names(everything[:10]) is None and imagenet_names([]) is None
+    assert imagenet_names(["n07747607", "n01440764"]) == [OPEN_CLIP[950], OPEN_CLIP[0]] == ["orange", "tench"]
+    assert imagenet_names(["n07747607", "cat"]) is None
+
+
+def test_class_names_by_a_word(folder: Path, webdataset: Path) -> None:
+    for name, code in zip(NAMES, ("n02123045", "n02099601", "n07873807", "n07742313", "n04266014", "n04507155"),
+                          strict=True):  # fmt: skip
+        with pytest.raises(UserError, match=r"needs folders named by WordNet codes .* not .*umbrella"):
+            run(folder, classes="imagenet")
+        (folder / name.replace(" ", "_")).rename(folder / code)
+    config = EvaluateConfig(Path(MODEL), str(folder), classes="imagenet")
+    found = open_pictures(config, 32).names
+    assert found == ["Golden Retriever", "tabby cat", "space shuttle", "umbrella", "Granny Smith apple", "pizza"]
+    with pytest.raises(UserError, match="imagenet has 1000 names, the data 6 classes"):
+        run(webdataset, classes="imagenet")
+    with pytest.raises(UserError, match="'imgnet' is no file, and neither imagenet nor clip_benchmark:NAME"):
+        run(webdataset, classes="imgnet")
+    pytest.importorskip("clip_benchmark")
+    assert read_class_names("clip_benchmark:pcam") == ["lymph node", "lymph node containing metastatic tumor tissue"]
+    with pytest.raises(UserError, match=r"no class names for 'food'; there is .*gtsrb"):
+        read_class_names("clip_benchmark:food")
+
+
+@pytest.mark.parametrize("engine", ["oblique_clip", "clip_benchmark"])
+def test_classes_of_one_name_are_one_class(engine: str, emoji: EmojiSet, webdataset: Path, tmp_path: Path) -> None:
+    """Six folders, two of them pizza: what is said of five classes, with the pictures of both in one."""
+    if engine == "clip_benchmark":
+        pytest.importorskip("clip_benchmark")
+    (tmp_path / "six.txt").write_text("\n".join(["cat face", "dog face", "pizza", "pizza", "rocket", "umbrella"]))
+    found = run(webdataset, classes=str(tmp_path / "six.txt"), engine=engine)["classification"]
+    (webdataset / "classnames.txt").write_text("\n".join(["cat face", "dog face", "pizza", "rocket", "umbrella"]))
+    samples = [
+        {"png": content, "cls": str(label if label < 3 else label - 1).encode()}
+        for content, label in zip(pngs(emoji), labels_of(emoji), strict=True)
+    ]
+    for number in range(11):
+        write_tar(webdataset / "test" / f"{number}.tar", samples[number::11])
+    expected = run(webdataset, engine=engine)["classification"]
+    assert found.pop("same_names") == 1 and "same_names" not in expected
+    assert found == expected and found["classes"] == 5 and found["top1"] > 0.2
+
+
+IGNORED = {
+    "a table's templates": ("pairs.csv", {"templates": ("a {}",)}, "--templates does nothing for a .csv"),
+    "a table's names": ("pairs.csv", {"classes": "imagenet"}, "--classes does nothing for a .csv"),
+    "a table's download": ("pairs.csv", {"download": True}, "--download does nothing for a .csv"),
+    "shards' descriptions": ("x.tar", {"descriptions": Path("d.json")}, "--descriptions does nothing for .tar"),
+    "the shipped set's names": ("emoji", {"classes": "imagenet"}, "--classes does nothing for 'emoji'"),
+    "the shipped set's root": ("emoji", {"data_root": Path("x")}, "--data-root does nothing for 'emoji'"),
+    "the shipped set's scale": ("emoji", {"calibrate_on": "x.tar"}, "--calibrate-on does nothing for 'emoji'"),
+    "a folder's root": (".", {"data_root": Path("x")}, "--data-root does nothing for a folder a class"),
+    "a folder's columns": (".", {"image_column": "x"}, "--image-column does nothing for a folder a class"),
+    "a scale from pairs": (".", {"calibrate_on": "x.tar"}, "--calibrate-on needs pictures by class, not .tar"),
+    "a scale from the test": (".", {"calibrate_on": "."}, "is what the model is judged on"),
+}
+
+
+@pytest.mark.parametrize("case", IGNORED)
+def test_a_flag_that_the_data_does_not_read_is_refused_before_the_model_is_loaded(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, settings, message = IGNORED[case]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(message)):
+        evaluate(EvaluateConfig(Path("nowhere"), data, **settings))
+
+
+def test_prompts_are_read_before_the_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'opnai' has no \{\}"):
+        evaluate(EvaluateConfig(Path("nowhere"), str(tmp_path), templates=("opnai",)))
+
+
+def test_a_file_is_no_folder_for_a_report(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("something")
+    with pytest.raises(UserError, match="file is a file: name a folder"):
+        evaluate(EvaluateConfig(Path("nowhere"), out=tmp_path / "file"))
+
+
+def test_a_scale_is_fitted_on_pictures_of_ones_own_or_shown_as_stored(
+    folder: Path, webdataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fitted on the very pictures that it is judged on, in another layout, no scale is more likely."""
+    found = run(webdataset, templates=("{}",), calibrate_on=str(folder))["classification"]
+    loaded = load(MODEL)
+    classifier = build_classifier(loaded.model, loaded.tokenizer, NAMES)
+    pictures = open_webdataset(webdataset)
+    points = encode_images(loaded.model, pictures.squares(32), loaded.preprocess)
+    fitted = fit_temperature(loaded.model.topology.similarity(points, classifier), torch.tensor(pictures.labels))
+    assert found["reliability"][FITTED]["scale"] == pytest.approx(fitted, rel=1e-4) and STORED not in found
+    print_evaluation({"classification": found})
+    assert "fitted scale" in (shown := capsys.readouterr().out) and "stored scale" not in shown
+
+    stored = run(webdataset, templates=("{}",))["classification"]
+    assert stored["reliability"][STORED]["scale"] == loaded.model.temperature.calibrated and FITTED not in stored
+    assert stored[OWN] == pytest.approx(found[OWN], abs=1e-6)
+    print_evaluation({"classification": stored})
+    assert "stored scale" in (shown := capsys.readouterr().out) and "fitted scale" not in shown
 
 
 def test_what_is_wrong_in_a_webdataset_is_named_or_counted(webdataset: Path, emoji: EmojiSet) -> None:
@@ -180,7 +297,7 @@ def test_a_data_set_of_torchvision_gives_the_figures_of_a_class_folder(name: str
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path)
     (tmp_path / "names.txt").write_text("\n".join(names))
-    found = run(name, data_root=tmp_path / "root", classes=tmp_path / "names.txt")
+    found = run(name, data_root=tmp_path / "root", classes=str(tmp_path / "names.txt"))
     assert same(found, run(tmp_path / "folder")) and found["classification"]["classes"] == 10
     assert open_torchvision(name, tmp_path / "root").names == ["T-shirt/top", *names[1:]]
 
@@ -213,6 +330,16 @@ def test_unknown_data_sets_are_named_with_those_that_exist(tmp_path: Path) -> No
         run("torchvision:CIFAR11")
     with pytest.raises(UserError, match="ImageNet cannot be downloaded by torchvision"):
         run("ImageNet", download=True, data_root=tmp_path)
+
+
+def test_missing_files_say_what_torchvision_says_and_offer_only_what_works(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"CIFAR10 .* \(Dataset not found or corrupted.*--data-root, or give --download"
+    ):
+        open_torchvision("CIFAR10", tmp_path)
+    with pytest.raises(UserError, match=r"files of ImageNet .* \(The archive .*\): name .*--data-root$") as refusal:
+        open_torchvision("ImageNet", tmp_path)
+    assert "\n" not in str(refusal.value)
 
 
 CAPTIONS = {"a.png": ["a red cat", "one cat"], "b.png": ["a dog"], "c.png": ["a dog", "two dogs"], "d.png": ["a boat"]}
@@ -336,6 +463,11 @@ def test_description_files_stand_for_templates(webdataset: Path, tmp_path: Path)
         run(webdataset, descriptions=path, templates=("{}",))
     path.write_text(json.dumps({name: table[name] for name in NAMES[2:]}))
     with pytest.raises(UserError, match="no descriptions for 2 of 6 classes, such as 'cat face'"):
+        run(webdataset, descriptions=path)
+    path.write_text(json.dumps({name.replace(" ", "_"): sentences for name, sentences in table.items()}))
+    assert same(run(webdataset, descriptions=path), run(webdataset))
+    path.write_text(json.dumps({name.title(): sentences for name, sentences in table.items()}))
+    with pytest.raises(UserError, match="6 of 6 classes, such as 'cat face'; the nearest that there are is 'Cat Face'"):
         run(webdataset, descriptions=path)
     for text, message in (("{", "is no JSON"), ('{"a": "b", "c": []}', "must hold {class name"), ("[]", "must hold")):
         path.write_text(text)

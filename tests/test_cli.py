@@ -83,6 +83,18 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no finished run": (["report", "nowhere"], "nowhere is no finished run"),
     "all patches dropped": (["train", "--patch-dropout", "1"], "--patch-dropout must lie in [0, 1)"),
     "unknown suite": (["bench", "--only", "steps"], "unknown suite 'steps'; there is step, flags, profile, loss"),
+    "nothing to embed": (
+        ["embed", "nowhere"],
+        "cannot tell what --data 'nowhere' is (no such file or folder: nowhere)",
+    ),
+    "no model to embed with": (["embed", "emoji", "--model", "nowhere"], "no such checkpoint or run folder: nowhere"),
+    "points into a folder": (["embed", "emoji", "--out", "."], "--out . is a folder: name a file in it"),
+    "nothing to search": (["search", "nowhere.parquet", "a dog"], "no such file: nowhere.parquet"),
+    "no hits": (["search", "nowhere.parquet", "a dog", "--top", "0"], "--top must lie in [1, inf), not be 0"),
+    "an answer into a folder": (["search", "x.parquet", "a dog", "--out", "."], "--out . is a folder"),
+    "no model to export": (["export", "nowhere"], "no such checkpoint or run folder: nowhere"),
+    "unknown format": (["export", "tiny-oblique", "--format", "tflite"], "--format"),
+    "export of another library's": (["export", "open_clip:RN50"], "open_clip:RN50"),
     "no rounds": (["bench", "--rounds", "0"], "--rounds must lie in [1, inf)"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from oblique_clip.checkpoint import save_model
 from oblique_clip.cli import main
 from oblique_clip.config import DataConfig, LossConfig, ModelConfig
 from oblique_clip.data.emoji import load_emoji
-from oblique_clip.distill import Teacher, divergence, open_teacher
+from oblique_clip.data.images import TrainingPixels
+from oblique_clip.distill import SoftTargets, Teacher, divergence, open_teacher
 from oblique_clip.loss import LOSSES
 from oblique_clip.model import DualEncoder
 from oblique_clip.step import train_step
@@ -176,6 +178,26 @@ def test_a_teacher_of_larger_pictures_sees_the_same_views(table: Path, tmp_path:
     for name in ("loss", "divergence"):
         assert [line[name] for line in parts] == pytest.approx([line[name] for line in whole], rel=CLOSE)
     assert path.read_bytes() == before
+
+
+def test_files_are_read_large_enough_for_the_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(4):
+        Image.new("RGB", (200, 200), (0, 60 * i, 0)).save(tmp_path / f"{i}.png")
+    lines = ["image,caption", *(f"{i}.png,board {i}" for i in range(4))]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    settings = config("sphere(32)", image_size=96, context_length=32)
+    save_model(create_model(settings), settings, tmp_path / "teacher.safetensors")
+    sides: list[int] = []
+    targets = Teacher.targets
+
+    def watched(self: Teacher, student: DualEncoder, images: TrainingPixels, *args: Any) -> SoftTargets:
+        sides.append(images.squares.shape[-1])
+        return targets(self, student, images, *args)
+
+    monkeypatch.setattr(Teacher, "targets", watched)
+    args = ["--distill-from", str(tmp_path / "teacher.safetensors"), "--batch-size", "4"]
+    run(tmp_path / "pairs.csv", tmp_path / "run", *args, steps=1)
+    assert sides and min(sides) >= 96
 
 
 TRAIN = ["train", "--steps", "1", "--device", "cpu"]

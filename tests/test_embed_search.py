@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -248,6 +249,33 @@ def test_mistakes_are_told(model: Path, pictures: Path) -> None:
         with pytest.raises(UserError) as caught:
             embed(config) if isinstance(config, EmbedConfig) else search(config)
         assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_query_is_a_picture_wherever_there_is_such_a_file(model: Path, pictures: Path) -> None:
+    """Of any suffix; a text too long to name a file is a text."""
+    embed(EmbedConfig(str(pictures), str(model), model.parent / "points.parquet"))
+    odd = model.parent / "second.picture"
+    odd.write_bytes((pictures / "1.png").read_bytes())
+    answer = search(SearchConfig(model.parent / "points.parquet", (str(odd), "a red apple " * 99), top=1))
+    assert answer["results"][0]["hits"][0]["id"] == "1.png"
+
+
+def test_an_index_that_misses_some_gives_what_it_found_for_every_query() -> None:
+    topology = parse_topology("sphere(4)")
+    points = topology.project(torch.randn(5, 1, 4))
+    keys = iter([np.array([3, 1, 0], np.uint64), np.array([2, 4], np.uint64)])
+    index = SimpleNamespace(search=lambda vector, top: SimpleNamespace(keys=next(keys)))
+    similarity, rows = nearest_by_index(index, points[:2], points, topology, top=3)
+    assert rows.tolist() == [[3, 1], [2, 4]]
+    assert relative_error(similarity, topology.similarity(points[:2], points).gather(1, rows)) < FLOAT32
+
+
+def test_pictures_of_every_suffix_that_pil_reads_are_found(model: Path) -> None:
+    for suffix in (".tiff", ".ppm", ".jfif", ".webp"):
+        (model.parent / "folder").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40), "red").save(model.parent / "folder" / f"a{suffix}")
+    info = embed(EmbedConfig(str(model.parent / "folder"), str(model), model.parent / "points.parquet"))
+    assert info["pictures"] == 4
 
 
 def test_a_failed_run_leaves_what_was_there(model: Path, pictures: Path) -> None:

@@ -65,6 +65,21 @@ def test_what_the_package_exports_is_public() -> None:
     assert not {name for name in exported if getattr(oblique_clip, name) not in homes}
 
 
+def test_whatever_a_module_with_a_page_defines_is_public_or_said_to_be_internal() -> None:
+    pages, internal = reference().PAGES, reference().INTERNAL
+    public = {module: set(names) for page in pages.values() for module, names in page.items()}
+    for module, names in public.items():
+        defined = {
+            name
+            for name, thing in vars(importlib.import_module(module)).items()
+            if not name.startswith("_") and getattr(thing, "__module__", None) == module
+            and (inspect.isclass(thing) or inspect.isroutine(inspect.unwrap(thing)))
+        }  # fmt: skip
+        hidden = set(internal.get(module, ()))
+        assert defined == names | hidden and not names & hidden, module
+    assert not internal.keys() - public.keys()
+
+
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     """`make docs`, into another folder."""
     for package in ("mkdocs", "material", "mkdocstrings"):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -51,11 +52,6 @@ def model(request: pytest.FixtureRequest) -> DualEncoder:
 
 
 TOKENIZER = get_tokenizer("tiny", SMALL.context_length)
-
-
-def relative_error(found: Tensor, reference: Tensor) -> float:
-    found, reference = found.detach().double(), reference.detach().double()
-    return float((found - reference).norm() / reference.norm())
 
 
 def axes(*rows: int) -> Tensor:

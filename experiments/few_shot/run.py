@@ -5,22 +5,23 @@ python -m experiments.few_shot.run --fashion-mnist /usr/share/datasets/fashion-m
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from matplotlib.figure import Figure
 from torch import Tensor
 
 import oblique_clip
 from oblique_clip.adapt import accuracies, linear_probe, refine_prototypes, tip_adapter
 from oblique_clip.checkpoint import Loaded
+from oblique_clip.cli import run_script
+from oblique_clip.config import check_folder, write_json
 from oblique_clip.device import versions
 from oblique_clip.evaluate.encode import encode_images
 from oblique_clip.evaluate.floors import pixel_neighbour, thumbnails
@@ -198,25 +199,36 @@ def draw_plot(summary: list[Row], chance: dict[str, float]) -> Figure:
     return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fashion-mnist", type=Path, help="folder of the four IDX files; left out without it")
-    parser.add_argument("--out", type=Path, default=HERE)
-    arguments = parser.parse_args()
-    tasks = [emoji_task(), *([fashion_task(arguments.fashion_mnist)] if arguments.fashion_mnist else [])]
+@dataclass(frozen=True)
+class FewShot:
+    """Few-shot adaptation of the shipped models: every method, number of shots and seed."""
+
+    fashion_mnist: Path | None = None
+    """Folder of the four IDX files; the task is left out without it."""
+    out: Annotated[Path, tyro.conf.arg(help_behavior_hint="(default: this folder)")] = HERE
+    """Folder for results.json and few_shot.png."""
+
+
+def main(command: FewShot) -> None:
+    """Print the tables, and write the figures and the plot.
+
+    Raises:
+        UserError: for missing files of Fashion-MNIST, or an `out` that is no folder.
+    """
+    check_folder(command.out)
+    tasks = [emoji_task(), *([fashion_task(command.fashion_mnist)] if command.fashion_mnist else [])]
     models = {name: oblique_clip.load(name) for name in MODELS}
     rows = [row for task in tasks for part in (measure_floor(task), measure(task, models)) for row in part]
     summary = summarise(rows)
     report = {"format_version": 1, "headline": HEADLINE, "versions": versions(), "summary": summary, "rows": rows}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    draw_plot(summary, {task.name: 1 / len(task.classes) for task in tasks}).savefig(
-        arguments.out / "few_shot.png", dpi=110
-    )
+    command.out.mkdir(parents=True, exist_ok=True)
+    write_json(command.out / "results.json", report)
+    chance = {task.name: 1 / len(task.classes) for task in tasks}
+    draw_plot(summary, chance).savefig(command.out / "few_shot.png", dpi=110)
     print(markdown(summary))
     print("Points that refined prototypes are ahead of each, paired by seed:\n")
     print(markdown(differences(rows, "refined prototypes", (ZERO, "linear probe", "Tip-Adapter", PIXELS))))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, FewShot, "python -m experiments.few_shot.run")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from oblique_clip.data.emoji import EmojiSet, Record, load_emoji
+from oblique_clip.errors import UserError
 
 SHOTS = (1, 2, 4, 8, 16)
 # Validation shots a class beside k shots, as CoOp allows itself (Zhou et al. 2022, arXiv 2109.01134).
@@ -116,6 +117,9 @@ def fashion_task(folder: Path, pool: int = 500) -> Task:
         folder: with the four IDX files, as Debian's package `dataset-fashion-mnist` or, under `FashionMNIST/raw`,
             torchvision leaves them, compressed or not.
         pool: pictures a class that shots are drawn from, the first of the training part.
+
+    Raises:
+        UserError: where one of the files is missing.
     """
     pictures, labels = _idx(folder, "train-images-idx3-ubyte"), _idx(folder, "train-labels-idx1-ubyte")
     pools = [np.flatnonzero(labels == label)[:pool] for label in range(len(FASHION))]
@@ -132,7 +136,9 @@ def fashion_task(folder: Path, pool: int = 500) -> Task:
 
 def _idx(folder: Path, name: str) -> npt.NDArray[np.uint8]:
     """The array of an IDX file of bytes: four bytes of type, four for each size, then the numbers."""
-    found = next(path for path in (folder / f"{name}.gz", folder / name) if path.is_file())
+    found = next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+    if found is None:
+        raise UserError(f"{folder} has no {name} or {name}.gz, a file of Fashion-MNIST")
     raw = gzip.decompress(found.read_bytes()) if found.suffix == ".gz" else found.read_bytes()
     sizes = np.frombuffer(raw, ">i4", raw[3], 4)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(sizes)

@@ -13,8 +13,9 @@ import tyro
 
 from oblique_clip.cli import run_script
 from oblique_clip.evaluate.run import EvaluateConfig
+from oblique_clip.report import Column
 
-from .table import Column, compare
+from .table import compare
 
 WAYS = {"text to image": "text_to_image", "image to text": "image_to_text"}
 COLUMNS = tuple(

@@ -15,13 +15,13 @@ from typing import Annotated, Literal
 import tyro
 
 from oblique_clip.cli import run_script
-from oblique_clip.data.benchmarks import is_webdataset
+from oblique_clip.data.benchmarks import PEER, is_webdataset
 from oblique_clip.errors import UserError
 from oblique_clip.evaluate.run import EvaluateConfig
+from oblique_clip.report import Column
 
-from .table import Column, compare
+from .table import compare
 
-PEER = "clip_benchmark"
 COLUMNS = (
     Column("top-1 %", ("classification", "top1")),
     Column("same, CLIP_benchmark", ("classification", PEER, "acc1")),

@@ -5,32 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 from rich.console import Console
+from rich.table import Column as TableColumn
 from rich.table import Table
 
-from oblique_clip.checkpoint import load
-from oblique_clip.config import to_json, write_json
-from oblique_clip.embed import fingerprint
+from oblique_clip.checkpoint import fingerprint, load
+from oblique_clip.config import write_json
 from oblique_clip.errors import UserError
-from oblique_clip.evaluate.run import EvaluateConfig, evaluate
+from oblique_clip.evaluate.run import EvaluateConfig, evaluate, settings_of
+from oblique_clip.report import Column
 
-
-class Column(NamedTuple):
-    """A figure of a report, in percent: its title and where it stands in `evaluation`."""
-
-    title: str
-    path: tuple[str, ...]
-
-    def text(self, evaluation: Mapping[str, Any]) -> str:
-        """The figure of one report; empty where the report has none."""
-        value: Any = evaluation
-        for key in self.path:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return "" if value is None else f"{100 * value:.2f}"
+WIDE = 200
 
 
 def compare(cases: Mapping[str, EvaluateConfig], columns: Sequence[Column], out: Path) -> None:
@@ -44,18 +34,27 @@ def compare(cases: Mapping[str, EvaluateConfig], columns: Sequence[Column], out:
     reports = {}
     for name, config in cases.items():
         own = out / quote(name, safe=" ()")
-        settings = {**to_json(replace(config, out=None)), "fingerprint": fingerprint(load(config.model).model)}
-        if not (own / "result.json").is_file():
-            print(f"{name} ...", flush=True)
-            evaluate(replace(config, out=own))
-            write_json(own / "settings.json", settings)
-        elif json.loads((own / "settings.json").read_text(encoding="utf-8")) != settings:
-            raise UserError(f"{own} holds the figures of other settings or another model: name another --out")
-        reports[name] = json.loads((own / "result.json").read_text(encoding="utf-8"))
-    table = Table("", *(column.title for column in columns), "skipped")
+        reports[name] = _finished(own, config) or evaluate(replace(config, out=own))
+        print(f"{name}: {own}", flush=True)
+    table = Table(TableColumn("", no_wrap=True), *(column.heading for column in columns), "skipped")
     for name, report in reports.items():
-        evaluation = report["evaluation"]
-        figures = (column.text(evaluation) for column in columns)
-        table.add_row(name, *figures, str(sum(evaluation.get("skipped", {}).values())))
-    Console().print(table)
+        skipped = sum(report["evaluation"].get("skipped", {}).values())
+        table.add_row(name, *(column.text(report["evaluation"]) for column in columns), str(skipped))
+    # In a file there is no edge to fold the figures at.
+    Console(width=None if Console().is_terminal else WIDE).print(table)
     write_json(out / "results.json", reports)
+
+
+def _finished(own: Path, config: EvaluateConfig) -> dict[str, Any] | None:
+    """The report that a folder holds, if it does."""
+    if not (own / "result.json").is_file():
+        return None
+    report: dict[str, Any] = json.loads((own / "result.json").read_text(encoding="utf-8"))
+    if (report["settings"], report["fingerprint"]) != (settings_of(config), _fingerprint(config.model)):
+        raise UserError(f"{own} holds the figures of other settings or another model: name another --out")
+    return report
+
+
+@cache
+def _fingerprint(model: Path) -> str:
+    return fingerprint(load(model).model)

@@ -21,6 +21,8 @@ from .folders import ClassPictures
 from .images import READ_ERRORS
 from .shards import name_of, picture_of, read_records
 
+PEER = "clip_benchmark"
+"""CLIP_benchmark as engines, reports and lists of prompts call it."""
 CLASS_NAMES, TYPE = "classnames.txt", "dataset_type.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
 SPLIT = "test"
@@ -207,9 +209,7 @@ def open_torchvision(data: str, root: Path, names: list[str] | None = None, down
     build = getattr(torchvision.datasets, kind)
     options: dict[str, Any] = dict(TEST_SPLITS[kind])
     if download:
-        # EMNIST and its like take `download` among keywords that are not spelt out.
-        parameters = inspect.signature(build).parameters
-        if ("download" not in parameters and "kwargs" not in parameters) or kind == "ImageNet":
+        if not _is_fetched(build):
             raise UserError(f"{kind} cannot be downloaded by torchvision: put its files under {root}")
         options["download"] = True
     try:
@@ -217,7 +217,7 @@ def open_torchvision(data: str, root: Path, names: list[str] | None = None, down
     except ImportError as error:
         raise UserError(f"torchvision's {kind} needs {error.name}: pip install {error.name}") from error
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(_missing(kind, root, download, error)) from error
+        raise UserError(_missing(build, root, download, error)) from error
     classes = _class_names(dataset) or names
     if classes is None:
         raise UserError(f"torchvision's {kind} has no class names: give --classes FILE with one a line, in its order")
@@ -225,10 +225,19 @@ def open_torchvision(data: str, root: Path, names: list[str] | None = None, down
     return ClassPictures(classes, _labelled_items(dataset, len(classes), kind, skipped), skipped=skipped)
 
 
-def _missing(kind: str, root: Path, download: bool, error: Exception) -> str:
+def _is_fetched(build: Any) -> bool:
+    """Whether a data set of torchvision can be downloaded."""
+    # EMNIST and its like take `download` among keywords that are not spelt out; ImageNet's only says that it cannot be.
+    parameters = inspect.signature(build).parameters
+    return build.__name__ != "ImageNet" and ("download" in parameters or "kwargs" in parameters)
+
+
+def _missing(build: Any, root: Path, download: bool, error: Exception) -> str:
+    kind, why = build.__name__, next(iter(str(error).strip().splitlines()), type(error).__name__)
     if download:
-        return f"{kind} cannot be downloaded to {root}: {error}"
-    return f"the files of {kind} are not complete under {root}: name their folder with --data-root, or give --download"
+        return f"{kind} cannot be downloaded to {root}: {why}"
+    hint = ", or give --download" if _is_fetched(build) else ""
+    return f"the files of {kind} are not complete under {root} ({why}): name their folder with --data-root{hint}"
 
 
 def _class_names(dataset: Any) -> list[str] | None:

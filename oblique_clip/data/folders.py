@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -14,7 +15,31 @@ from ..errors import UserError
 from .faults import Lost, cause_of
 from .images import READ_ERRORS, decode_square
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+
+@cache
+def picture_suffixes() -> frozenset[str]:
+    """Endings of the files that PIL reads, in small letters.
+
+    Examples:
+        >>> from oblique_clip.data.folders import picture_suffixes
+        >>> {".png", ".jpg", ".tiff", ".webp"} <= picture_suffixes()
+        True
+        >>> ".txt" in picture_suffixes(), ".pdf" in picture_suffixes()  # PIL writes some that it cannot read
+        (False, False)
+    """
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a path ends as a file that PIL reads.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from oblique_clip.data.folders import is_picture
+        >>> is_picture(Path("a.JPEG")), is_picture(Path("notes.txt"))
+        (True, False)
+    """
+    return path.suffix.lower() in picture_suffixes()
 
 
 @dataclass
@@ -37,6 +62,17 @@ class ClassPictures:
     skipped: Lost = field(default_factory=Lost)
     templates: tuple[str, ...] | None = None
     """Prompts that came with the data."""
+    folders: tuple[str, ...] = ()
+    """Names of the folders that the classes were read from, as they are; none for other data."""
+
+    def merged(self) -> ClassPictures:
+        """The same pictures with classes of one name made one class: no text can tell those apart.
+
+        `squares` may be called of the one or the other.
+        """
+        place = {name: i for i, name in enumerate(dict.fromkeys(self.names))}
+        samples = ((picture, place[self.names[label]]) for picture, label in self.samples)
+        return replace(self, names=list(place), samples=samples, labels=[])
 
     def squares(self, side: int, batch_size: int = 256) -> Iterator[Tensor]:
         """Batches of uint8 (B, 3, side, side), in the order of `labels`."""
@@ -80,11 +116,9 @@ def open_class_folder(root: Path) -> ClassPictures:
     if not folders:
         raise UserError(f"{root} has no sub-folders; expected one folder a class")
     paths = [
-        (path, label)
-        for label, folder in enumerate(folders)
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
+        (path, label) for label, folder in enumerate(folders) for path in sorted(folder.rglob("*")) if is_picture(path)
     ]
     if not paths:
-        raise UserError(f"no picture in the sub-folders of {root}; looked for {', '.join(SUFFIXES)}")
-    return ClassPictures([folder.name.replace("_", " ") for folder in folders], paths)
+        raise UserError(f"no picture in the sub-folders of {root}; looked for files such as .jpg, .png and .webp")
+    names = tuple(folder.name for folder in folders)
+    return ClassPictures([name.replace("_", " ") for name in names], paths, folders=names)

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 15
-OWN, FITTED = "ece", "ece_calibrated"
-"""Calibration error under the model's own scale, and under the one that validation pictures ask for."""
+OWN, STORED, FITTED = "ece", "ece_stored", "ece_calibrated"
+"""Calibration error under the scale of training, under the one that the model carries (fitted on pictures of its own
+data), and under the one that validation pictures of this data ask for."""
 
 
 @torch.no_grad()
@@ -166,7 +167,11 @@ def fit_temperature(similarity: Tensor, labels: Tensor) -> float:
 
 
 # Legible in grey, as in `figures`.
-STYLES = {OWN: {"color": "#777777", "label": "own scale"}, FITTED: {"color": "#1f77b4", "label": "fitted scale"}}
+STYLES = {
+    OWN: {"color": "#777777", "label": "own scale"},
+    STORED: {"color": "#2ca02c", "label": "stored scale"},
+    FITTED: {"color": "#1f77b4", "label": "fitted scale"},
+}
 
 
 def draw_reliability(classifications: Mapping[str, Mapping[str, Any]]) -> Figure:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,37 +14,24 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoint import Loaded, data_of, load
-from ..config import DataConfig, write_json
+from ..checkpoint import Loaded, data_of, fingerprint, load
+from ..config import check_folder, to_json, write_json
 from ..data.batches import caption_group
-from ..data.benchmarks import (
-    is_torchvision,
-    is_webdataset,
-    open_torchvision,
-    open_webdataset,
-    read_names,
-    webdataset_shards,
-    webdataset_type,
-)
-from ..data.captioned import CHUNK, CaptionedPictures, of_json, of_pairs, of_shards
+from ..data.benchmarks import PEER
+from ..data.captioned import CHUNK, CaptionedPictures
 from ..data.emoji import SIDE, EmojiSet
-from ..data.folders import ClassPictures, open_class_folder
-from ..data.shards import expand_shards
-from ..data.sources import is_shards
-from ..data.tables import SUFFIXES, open_table
+from ..data.folders import ClassPictures
+from ..data.sources import EMOJI, is_emoji
 from ..device import pick_device, versions
 from ..errors import UserError
 from ..interop import clip_benchmark
-from .calibration import FITTED, OWN, calibration, draw_reliability
+from .calibration import FITTED, OWN, STORED, calibration, draw_reliability, fit_temperature
 from .encode import encode_images, encode_texts
+from .pictures import Pictures, check_flags, open_pictures
 from .retrieval import retrieval
 from .tasks import HeldOut, concept_labels, evaluate_emoji
 from .templates import PLAIN, Prompts, read_descriptions, read_templates
 from .zeroshot import build_classifier, classification
-
-EMOJI = "emoji"
-PEER = "clip_benchmark"
-TORCHVISION_ROOT = Path("data")
 
 
 @dataclass(frozen=True)
@@ -70,13 +57,16 @@ class EvaluateConfig:
     """Folder of torchvision's files (default: data), or of the images of a table or a caption JSON (its own)."""
     download: bool = False
     """Let torchvision fetch what is missing under --data-root."""
-    classes: Path | None = None
-    """File with a class name a line, in the order of the data's classes; replaces its own names."""
+    classes: str | None = None
+    """Class names instead of the data's own: imagenet (open_clip's), clip_benchmark:NAME, or a file with one a line, in
+    the order of the data's classes."""
     templates: tuple[str, ...] = ()
     """Prompts for a class name, each with one {} (or {c}); or one word: openai, simple (open_clip's lists),
     clip_benchmark:NAME, or a file with a template a line. Default: the data's own, else the bare name."""
     descriptions: Path | None = None
     """JSON with sentences for each class, {"cat": ["A cat is ...", ...], ...}, instead of templates."""
+    calibrate_on: str | None = None
+    """Pictures by class, of any of the kinds above, that one scale is fitted on: neither trained nor tested on."""
     engine: Literal["oblique_clip", "clip_benchmark"] = "oblique_clip"
     """`clip_benchmark` puts the figures of CLIP_benchmark's own metrics beside ours."""
     image_column: str = "image"
@@ -109,31 +99,24 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         >>> figures["images"], figures["classes"], figures["chance"]
         (2, 2, 0.5)
         >>> sorted(figures)
-        ['chance', 'classes', 'ece', 'images', 'mean_per_class', 'reliability', 'top1', 'top5']
+        ['chance', 'classes', 'ece', 'ece_stored', 'images', 'mean_per_class', 'reliability', 'top1', 'top5']
     """
+    check_folder(config.out)
     if config.out is not None and (config.out / "config.json").exists():
         raise UserError(f"{config.out} is a run folder, whose result.json would be lost: give another --out")
-    loaded = load(config.model, pick_device(config.device))
+    check_flags(config)
     prompts = _read_prompts(config)
-    side = loaded.preprocess.image_size
+    loaded = load(config.model, pick_device(config.device))
     if config.engine == PEER:
         clip_benchmark.check(loaded.model.topology)
-    if config.data == EMOJI:
-        held_out = HeldOut(data_of(config.model))
-        figures = evaluate_emoji(loaded, held_out, prompts or PLAIN)
-        parts = {name: (part, SIDE) for name, part in _held_out_pictures(held_out).items()}
-    else:
-        name, figures = evaluate_pictures(loaded, open_pictures(config, side), prompts)
-        parts = {name: (open_pictures(config, side), side)} if config.engine == PEER else {}
-    if config.engine == PEER:
-        for name, (pictures, own_side) in parts.items():
-            figures[name][PEER] = _by_peer(loaded, pictures, own_side, prompts)
     report = {
         "format_version": 1,
         "model": str(config.model),
         "topology": loaded.model.topology.spec,
         "data": config.data,
-        "evaluation": figures,
+        "evaluation": _figures(config, loaded, prompts),
+        "settings": settings_of(config),
+        "fingerprint": fingerprint(loaded.model),
         "versions": versions(),
     }
     if config.out is not None:
@@ -141,107 +124,100 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return report
 
 
-Pictures = ClassPictures | CaptionedPictures
+def settings_of(config: EvaluateConfig) -> dict[str, Any]:
+    """What was asked, wherever the report goes, as plain JSON values.
 
-
-@dataclass(frozen=True)
-class Kind:
-    """A form that `--data` may take: its name in messages, what it is told by, and how it is opened at a side."""
-
-    name: str
-    fits: Callable[[str], bool]
-    open: Callable[[EvaluateConfig, int], Pictures]
-
-
-def _open_torchvision(config: EvaluateConfig, side: int) -> ClassPictures:
-    names = None if config.classes is None else read_names(config.classes)
-    return open_torchvision(config.data, config.data_root or TORCHVISION_ROOT, names, config.download)
-
-
-def _open_webdataset(config: EvaluateConfig, side: int) -> Pictures:
-    root = Path(config.data)
-    if webdataset_type(root) == "retrieval":
-        return of_shards(webdataset_shards(root), side, by_line=True)
-    return open_webdataset(root)
-
-
-def _open_table(config: EvaluateConfig, side: int) -> CaptionedPictures:
-    table = DataConfig(
-        data=config.data,
-        image_column=config.image_column,
-        caption_column=config.caption_column,
-        image_root=config.data_root,
-    )
-    # Nothing is cropped here: files are read at the model's own size.
-    return of_pairs(open_table(Path(config.data), table, side))
-
-
-def _suffix(data: str) -> str:
-    return Path(data).suffix.lower() if Path(data).is_file() else ""
-
-
-# The first that fits: a file or folder of the name of a torchvision set is meant before that.
-KINDS = (
-    Kind("CLIP_benchmark's layout", lambda data: is_webdataset(Path(data)), _open_webdataset),
-    Kind("a folder", lambda data: Path(data).is_dir(), lambda config, side: open_class_folder(Path(config.data))),
-    Kind("a data set of torchvision", is_torchvision, _open_torchvision),
-    Kind(".tar shards", is_shards, lambda config, side: of_shards(expand_shards(config.data), side)),
-    Kind(f"a {', '.join(SUFFIXES)} file", lambda data: _suffix(data) in SUFFIXES, _open_table),
-    Kind(
-        "a caption .json",
-        lambda data: _suffix(data) == ".json",
-        lambda config, side: of_json(Path(config.data), config.data_root, side),
-    ),
-)
-
-
-def open_pictures(config: EvaluateConfig, side: int) -> Pictures:
-    """What `config.data` names, at the names of `config.classes` where those are given.
-
-    Raises:
-        UserError: for data of no known kind, and as its opener does.
+    Examples:
+        >>> from pathlib import Path
+        >>> from oblique_clip.evaluate.run import EvaluateConfig, settings_of
+        >>> settings = settings_of(EvaluateConfig(Path("tiny-oblique"), "photos", out=Path("runs/photos")))
+        >>> settings["data"], settings["out"]
+        ('photos', None)
     """
-    for kind in KINDS:
-        if kind.fits(config.data):
-            pictures = kind.open(config, side)
-            if config.classes is not None and isinstance(pictures, ClassPictures):
-                names = read_names(config.classes)
-                if len(names) != len(pictures.names):
-                    raise UserError(
-                        f"{config.classes} has {len(names)} names, {config.data} {len(pictures.names)} classes"
-                    )
-                pictures.names = names
-            return pictures
-    if not Path(config.data).exists():
-        raise UserError(f"no such file or folder: {config.data}")
-    known = ", ".join(kind.name for kind in KINDS)
-    raise UserError(f"cannot tell what --data {config.data!r} is: expected {EMOJI!r}, {known}")
+    return to_json(replace(config, out=None))
 
 
-def evaluate_pictures(loaded: Loaded, pictures: Pictures, prompts: Prompts | None) -> tuple[str, dict[str, Any]]:
+def _figures(config: EvaluateConfig, loaded: Loaded, prompts: Prompts | None) -> dict[str, Any]:
+    side = loaded.preprocess.image_size
+    if is_emoji(config.data):
+        held_out = HeldOut(data_of(config.model))
+        figures = evaluate_emoji(loaded, held_out, prompts or PLAIN)
+        parts = {name: (part, SIDE) for name, part in _held_out_pictures(held_out).items()}
+    else:
+        pictures, validation = open_pictures(config, side), _validation(config, side)
+        name, figures = evaluate_pictures(loaded, pictures, prompts, validation)
+        parts = {name: (open_pictures(config, side), side)} if config.engine == PEER else {}
+    if config.engine == PEER:
+        for name, (part, own_side) in parts.items():
+            figures[name][PEER] = _by_peer(loaded, part, own_side, prompts)
+    return figures
+
+
+def _validation(config: EvaluateConfig, side: int) -> ClassPictures | None:
+    """The pictures of `--calibrate-on`."""
+    if config.calibrate_on is None:
+        return None
+    pictures = open_pictures(replace(config, data=config.calibrate_on), side)
+    assert isinstance(pictures, ClassPictures)  # see `check_flags`
+    return pictures
+
+
+def evaluate_pictures(
+    loaded: Loaded, pictures: Pictures, prompts: Prompts | None, validation: ClassPictures | None = None
+) -> tuple[str, dict[str, Any]]:
     """The report on one data set, and the name that its figures have there: `classification` or `retrieval`.
 
     Args:
         prompts: those of the data where None, else the bare name.
+        validation: see `evaluate_classes`.
     """
     if isinstance(pictures, CaptionedPictures):
         return "retrieval", {"retrieval": evaluate_captions(loaded, pictures), "skipped": dict(pictures.skipped())}
-    figures = evaluate_classes(loaded, pictures, prompts or pictures.templates or PLAIN)
+    figures = evaluate_classes(loaded, pictures, prompts or pictures.templates or PLAIN, validation)
     return "classification", {"classification": figures, "skipped": dict(pictures.skipped)}
 
 
-def evaluate_classes(loaded: Loaded, pictures: ClassPictures, prompts: Prompts) -> dict[str, Any]:
-    """Zero-shot classification, with the calibration error of the model's own scale, and of the calibrated one."""
+def evaluate_classes(
+    loaded: Loaded, pictures: ClassPictures, prompts: Prompts, validation: ClassPictures | None = None
+) -> dict[str, Any]:
+    """Zero-shot classification, with the calibration error of the model's own scale and of another.
+
+    Classes of one name are one class; `same_names` is how many of them another has taken in, where there are any.
+
+    Args:
+        validation: pictures that the other scale is fitted on; without them it is the one that the model carries.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from oblique_clip import load
+        >>> from oblique_clip.data.folders import ClassPictures
+        >>> from oblique_clip.evaluate.run import evaluate_classes
+        >>> samples = [(Image.new("RGB", (64, 64), colour), i) for i, colour in enumerate(("red", "blue", "white"))]
+        >>> figures = evaluate_classes(load("tiny-oblique"), ClassPictures(["apple", "sea", "sea"], samples), ["a {}"])
+        >>> figures["images"], figures["classes"], figures["same_names"]
+        (3, 2, 1)
+    """
+    model = loaded.model
+    merged = pictures.merged()
+    case = (*_encoded(loaded, merged, prompts), model.topology)
+    scales = {OWN: float(model.temperature.scale.detach().cpu())}
+    if validation is not None:
+        points, labels, classifier = _encoded(loaded, validation.merged(), prompts)
+        scales[FITTED] = fit_temperature(model.topology.similarity(points, classifier), labels)
+    elif model.temperature.calibrated is not None:
+        scales[STORED] = model.temperature.calibrated
+    sizes = {"images": len(case[0]), "classes": len(merged.names)}
+    if taken_in := len(pictures.names) - len(merged.names):
+        sizes["same_names"] = taken_in
+    return {**classification(*case), **calibration(*case, scales), **sizes}
+
+
+def _encoded(loaded: Loaded, pictures: ClassPictures, prompts: Prompts) -> tuple[Tensor, Tensor, Tensor]:
+    """Points and labels of pictures, and the classifier of their names."""
     model, preprocess, tokenizer = loaded
     classifier = build_classifier(model, tokenizer, pictures.names, prompts)
     points = encode_images(model, pictures.squares(preprocess.image_size), preprocess)
-    case = (points, torch.tensor(pictures.labels), classifier, model.topology)
-    temperature = model.temperature
-    scales = {OWN: float(temperature.scale.detach().cpu())}
-    if temperature.calibrated is not None:
-        scales[FITTED] = temperature.calibrated
-    sizes = {"images": len(points), "classes": len(pictures.names)}
-    return {**classification(*case), **calibration(*case, scales), **sizes}
+    return points, torch.tensor(pictures.labels), classifier
 
 
 def evaluate_captions(loaded: Loaded, pictures: CaptionedPictures) -> dict[str, Any]:
@@ -292,7 +268,7 @@ def _captions_of_emoji(emoji: EmojiSet) -> CaptionedPictures:
 def _by_peer(loaded: Loaded, pictures: Pictures, side: int, prompts: Prompts | None) -> dict[str, float]:
     if isinstance(pictures, CaptionedPictures):
         return clip_benchmark.retrieval(loaded, pictures)
-    return clip_benchmark.zero_shot(loaded, pictures, side, prompts or pictures.templates or PLAIN)
+    return clip_benchmark.zero_shot(loaded, pictures.merged(), side, prompts or pictures.templates or PLAIN)
 
 
 def _read_prompts(config: EvaluateConfig) -> Prompts | None:

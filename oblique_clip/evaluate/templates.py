@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources, util
 from pathlib import Path
 
-from ..data.benchmarks import read_lines
+from ..data.benchmarks import PEER, read_lines
 from ..errors import UserError
 
 Template = str | Callable[[str], str]
@@ -18,7 +19,7 @@ PLAIN: tuple[str, ...] = ("{}",)
 
 # open_clip's functions of a name (Radford et al. 2021): the 80 of the paper, and the seven that did best together.
 NAMED = {"openai": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
-CLIP_BENCHMARK = "clip_benchmark:"
+CLIP_BENCHMARK = f"{PEER}:"
 PLACE = re.compile(r"\{c?\}")
 
 
@@ -36,16 +37,24 @@ def prompts_of(names: Sequence[str], prompts: Prompts) -> list[list[str]]:
         [['A cat has whiskers.', 'A cat purrs.']]
     """
     if isinstance(prompts, Mapping):
-        without = [name for name in names if not prompts.get(name)]
-        if without:
-            raise UserError(
-                f"there are no descriptions for {len(without)} of {len(names)} classes, such as {without[0]!r}"
-            )
-        return [list(prompts[name]) for name in names]
+        return _described(names, prompts)
     for template in prompts:
         if isinstance(template, str) and not PLACE.search(template):
             raise UserError(f"template {template!r} has no {{}} for the class name")
     return [[_filled(template, name) for template in prompts] for name in names]
+
+
+def _described(names: Sequence[str], sentences: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    # As in the names of folders, an underscore may stand for a space.
+    known = {name.replace("_", " "): own for name, own in sentences.items() if own} | dict(sentences)
+    without = [name for name in names if not known.get(name)]
+    if without:
+        near = difflib.get_close_matches(without[0], [name for name, own in known.items() if own], n=1)
+        hint = f"; the nearest that there are is {near[0]!r}" if near else ""
+        raise UserError(
+            f"there are no descriptions for {len(without)} of {len(names)} classes, such as {without[0]!r}{hint}"
+        )
+    return [list(known[name]) for name in names]
 
 
 def _filled(template: Template, name: str) -> str:
@@ -78,7 +87,8 @@ def read_templates(templates: tuple[str, ...]) -> tuple[Template, ...]:
 
         return tuple(getattr(open_clip, NAMED[word]))
     if word.startswith(CLIP_BENCHMARK):
-        return tuple(_clip_benchmark_templates(word.removeprefix(CLIP_BENCHMARK)))
+        file, name = "en_zeroshot_classification_templates.json", word.removeprefix(CLIP_BENCHMARK)
+        return tuple(from_clip_benchmark(file, name, "templates"))
     if not Path(word).is_file():
         raise UserError(
             f"template {word!r} has no {{}} for the class name, is no file, and none of {', '.join(NAMED)}, "
@@ -87,13 +97,18 @@ def read_templates(templates: tuple[str, ...]) -> tuple[Template, ...]:
     return tuple(read_lines(Path(word)))
 
 
-def _clip_benchmark_templates(name: str) -> list[str]:
-    if util.find_spec("clip_benchmark") is None:
+def from_clip_benchmark(file: str, name: str, what: str) -> list[str]:
+    """The texts of one data set in a JSON file that CLIP_benchmark comes with; `what` they are stands in messages.
+
+    Raises:
+        UserError: where CLIP_benchmark is not installed, or has none for the data set.
+    """
+    if util.find_spec(PEER) is None:
         raise UserError(f"{CLIP_BENCHMARK}{name} needs CLIP_benchmark: pip install 'oblique-clip[bench]'")
-    file = resources.files("clip_benchmark").joinpath("datasets/en_zeroshot_classification_templates.json")
-    lists: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8"))
+    table = resources.files(PEER).joinpath(f"datasets/{file}")
+    lists: dict[str, list[str]] = json.loads(table.read_text(encoding="utf-8"))
     if name not in lists:
-        raise UserError(f"CLIP_benchmark has no templates for {name!r}; there is {', '.join(sorted(lists))}")
+        raise UserError(f"CLIP_benchmark has no {what} for {name!r}; there is {', '.join(sorted(lists))}")
     return lists[name]
 
 

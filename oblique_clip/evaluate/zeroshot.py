@@ -88,9 +88,7 @@ def classification(
     """Accuracies in [0, 1] of N pictures among K classes.
 
     Ties count against us: a class exactly as similar as the right one is ranked before it, and so is every class where
-    similarities are no numbers. So classes of one name are never right, as their points are equal: in open_clip's names
-    of ImageNet these are 4 of 1,000 classes ("missile" and "sunglasses" occur twice). Where argmax decides, the first
-    of the two gets the pictures of both.
+    similarities are no numbers. So classes of one name, whose points are equal, are never right: merge them before.
 
     Returns:
         `top1`, `top5`, `mean_per_class` (of top-1, over the classes that occur), `chance` (of top-1).
