@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,6 @@ from .config import TrainConfig, to_json
 from .data.batches import Batch, TrainingData, prefetch
 from .data.faults import refuse_bad
 from .data.images import Augmentation, Preprocess, TrainingPixels
-from .data.order import Share
 from .device import send, versions
 from .distill import SoftTargets, Teacher
 from .distributed import whole
@@ -167,10 +167,14 @@ class Loop:
         come.lost.update(batch.failed)
         if batch.next.epoch == 0:
             come.read += len(batch.squares)
-        through = batch.next.epoch > 0 or batch.step + 1 == self.parts.steps
+        # Each process judges what it has read itself once that is enough; the few of small data are judged together.
+        through = self.parts.peers.world == 1 and (batch.next.epoch > 0 or batch.step + 1 == self.parts.steps)
         if come.lost and (through or come.read + come.lost.total() >= ENOUGH):
-            data = self.config.data
-            refuse_bad(come.lost, come.read, data.max_bad_fraction, data.data)
+            self.refuse_bad(come.lost, come.read)
+
+    def refuse_bad(self, lost: Counter[str], read: int) -> None:
+        data = self.config.data
+        refuse_bad(lost, read, data.max_bad_fraction, data.data)
 
     def _settle(self, log: AnyLog) -> None:
         """Find out which of the last steps were not finite; they have moved nothing."""
@@ -225,9 +229,11 @@ class Loop:
         if not self.config.data.augment:
             return TrainingPixels(batch.squares, preprocess, peers.device)
         seed = int(np.random.default_rng((self.config.seed, 3, batch.step)).integers(2**62))
-        # Of the pairs of all processes, so that each picture is seen as in one process.
-        own = Augmentation.draw(count, seed)[Share(peers.rank, peers.world).part(count)]
-        return TrainingPixels(batch.squares, preprocess, peers.device, own[: len(batch.squares)])
+        # Of the batch of all processes as it was planned: a picture is seen alike whoever reads it, and whatever else
+        # could not be read.
+        draws = Augmentation.draw(count, seed)
+        own = draws[: len(batch.squares)] if batch.places is None else draws[list(batch.places)]
+        return TrainingPixels(batch.squares, preprocess, peers.device, own)
 
     def _validate(self, step: int, log: AnyLog) -> None:
         held_out = self.parts.held_out

@@ -101,7 +101,9 @@ def train(
                 write_json(config.out / "config.json", to_json(config))
                 _record_noise(config.out, config.data, loop.parts.data)
             loop.run(log, quiet or peers.rank > 0)
-        lost = sum((Counter(said) for said in everyone_says(peers, loop.come.lost)), Counter(loop.parts.data.left_out))
+        lost = sum(map(Counter, everyone_says(peers, loop.come.lost)), Counter[str]())
+        if lost:
+            loop.refuse_bad(lost, sum(everyone_says(peers, loop.come.read)))
         trained, memory = time.perf_counter() - began, peak_memory_mib(peers.device)
     if peers.rank > 0:
         return {}
@@ -110,7 +112,7 @@ def train(
         "train_seconds": round(trained, 2),
         "wall_seconds": round(time.perf_counter() - began, 2),
         "peak_memory_mib": memory,
-        "skipped": dict(lost),
+        "skipped": dict(lost + loop.parts.data.left_out),
         "processes": peers.world,
         "command": " ".join(["oblique-clip", *sys.argv[1:]]),
     }

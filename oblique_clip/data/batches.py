@@ -48,6 +48,8 @@ class Batch:
     """(B,) integers, equal where captions are the same."""
     step: int
     """Number of the batch since the start of the run; seeds its augmentation."""
+    places: tuple[int, ...] | None = None
+    """Where its B pairs stood in the batch of all processes as it was planned; None where they are all of it."""
     keys: tuple[str, ...] = ()
     """Names of its B samples, for people: a file, a shard and a key, or a source and a caption."""
     next: Position = START
@@ -275,7 +277,8 @@ class MapBatches:
         rows, styles = rows[kept], styles[kept]
         ids = self._tokens[torch.from_numpy(styles), torch.from_numpy(self.caption_rows[rows])]
         names = tuple(self._source.name(row) for row in rows.tolist())
-        return Batch(squares, cut_to_longest(ids), torch.from_numpy(self._groups[rows]), step, names)
+        places = tuple(self._part.start + place for place in kept)
+        return Batch(squares, cut_to_longest(ids), torch.from_numpy(self._groups[rows]), step, places, names)
 
 
 def _tokenize(tokenizer: Tokenizer, captions: tuple[str, ...]) -> Tensor:

@@ -286,10 +286,14 @@ class TrainingPixels:
         return len(self.squares)
 
     def __getitem__(self, part: slice) -> Tensor:
+        side = int(self.preprocess.image_size)
+        if not len(self.squares[part]):
+            # A process whose share of a batch could not be read takes the step with the others.
+            return torch.zeros(0, 3, side, side, device=self.device)
         if self.draws is None:
             return self.preprocess.batch(send(self.squares[part], self.device))
         # torch before 2.11 cannot pad a sampled grid by its border on Apple's GPUs (pytorch issue 125098).
         place = torch.device("cpu") if self.device.type == "mps" else self.device
         squares, draws = send(self.squares[part], place), send(self.draws[part], place)
-        pixels = Augmentation()(squares, int(self.preprocess.image_size), draws)
+        pixels = Augmentation()(squares, side, draws)
         return self.preprocess.normalize(send(pixels, self.device))

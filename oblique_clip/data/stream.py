@@ -70,7 +70,7 @@ class ShardBatches:
         self._urls, self._tokenizer, self._pool = expand_shards(pattern), tokenizer, ThreadPoolExecutor(max(1, workers))
         self._seed, self._side, self._twins, self._share = seed, side, twins, share
         part = share.part(batch_size)
-        self._batch_size = part.stop - part.start
+        self._first, self._batch_size = part.start, part.stop - part.start
         self.left_out: Counter[str] = Counter()
 
     def batches(self, start: Position = START) -> Iterator[Batch]:
@@ -111,19 +111,21 @@ class ShardBatches:
 
     def _read(self, pairs: list[Pair], step: int, lost: Lost) -> Batch:
         squares: list[Tensor] = []
-        kept: list[Pair] = []
-        for pair, decoded in zip(pairs, self._pool.map(self._decode, pairs), strict=True):
+        places: list[int] = []
+        for place, decoded in enumerate(self._pool.map(self._decode, pairs)):
             if isinstance(decoded, str):
-                lost.add(decoded, pair.name)
+                lost.add(decoded, pairs[place].name)
             else:
                 squares.append(decoded)
-                kept.append(pair)
+                places.append(place)
+        kept = [pairs[place] for place in places]
         shape = (0, 3, int(self._side), int(self._side))
         return Batch(
             torch.stack(squares) if squares else torch.empty(shape, dtype=torch.uint8),
             cut_to_longest(self._tokenizer([pair.caption for pair in kept])),
             torch.tensor([caption_group(pair.caption) for pair in kept], dtype=torch.int64),
             step,
+            tuple(self._first + place for place in places),
             tuple(pair.name for pair in kept),
         )
 

@@ -41,8 +41,11 @@ fork = multiprocessing.get_context("fork")
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def write_pictures(folder: Path) -> Path:
     """A table and two shards of the same sixty pictures, two of which cannot be read."""
-    folder = tmp_path_factory.mktemp("pictures")
     noise = np.random.default_rng(0).integers(256, size=(60, 40, 40, 3), dtype=np.uint8)
     rows = ["image,caption"]
     shards = [webdataset.TarWriter(str(folder / f"{part}.tar")) for part in range(2)]
