@@ -49,7 +49,7 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Many processes": {
         "oblique_clip.distributed": (
-            "joined", "parallel", "clip_gradients", "whole_state", "whole_optimizer_state", "load_optimizer_state",
+            "joined", "parallel", "clip_gradients", "whole", "placed",
         ),
         "oblique_clip.peers": ("Peers",),
         "oblique_clip.plan": ("plan", "PlanConfig", "count_parameters", "shown"),

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from inspect import signature
-from typing import Any, cast
+from typing import Any
 
 import geoopt
 import torch
@@ -348,64 +348,6 @@ def clip_gradients(parameters: Iterable[nn.Parameter], longest: float) -> Tensor
     for kind in filter(None, kinds):
         nn.utils.clip_grads_with_norm_(kind, longest, whole)
     return whole
-
-
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """Every weight of a model, whose towers may be in parts, on the CPU of rank 0; {} on the others, which call it too.
-
-    Examples:
-        >>> from oblique_clip import create_model, model_config
-        >>> from oblique_clip.distributed import whole_state
-        >>> model = create_model(model_config("tiny", "oblique"))
-        >>> whole_state(model).keys() == model.state_dict().keys()
-        True
-    """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
-
-
-def whole_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The same of an optimiser's state, by the names of parameters instead of their numbers.
-
-    Examples:
-        >>> import torch
-        >>> from oblique_clip.distributed import load_optimizer_state, whole_optimizer_state
-        >>> model = torch.nn.Linear(2, 1)
-        >>> optimizer, other = (torch.optim.AdamW(model.parameters()) for _ in range(2))
-        >>> model(torch.ones(3, 2)).sum().backward()
-        >>> optimizer.step()
-        >>> state = whole_optimizer_state(model, optimizer)
-        >>> state["state"]["bias"]["exp_avg"].double().round(decimals=3)
-        tensor([0.3000], dtype=torch.float64)
-        >>> load_optimizer_state(model, other, state)
-        >>> torch.equal(other.state[model.bias]["exp_avg"], optimizer.state[model.bias]["exp_avg"])
-        True
-    """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
-
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return dict(get_optimizer_state_dict(model, optimizer, options=options))
-
-
-def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Give each rank its part of what `whole_optimizer_state` gave on rank 0, which alone has to hold it.
-
-    The number of ranks may be another one.
-
-    Examples:
-        >>> import torch
-        >>> from oblique_clip.distributed import load_optimizer_state, whole_optimizer_state
-        >>> model = torch.nn.Linear(2, 1)
-        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-        >>> load_optimizer_state(model, optimizer, whole_optimizer_state(model, optimizer))
-    """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
-
-    many = dist.is_initialized()
-    options = StateDictOptions(full_state_dict=many, broadcast_from_rank0=many)
-    set_optimizer_state_dict(model, optimizer, state, options=options)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from .data.order import Position
 from .errors import UserError
 from .peers import Peers
 
-# Settings that decide no number: where a run computes and what it says of itself.
-FREE = ("out", "device", "threads", "log", "log_every", "save_every", "keep", "workers", "max_bad_fraction", "compile")
+# Settings that decide no number, but for the order of sums: where and how a run computes, and what it says of itself.
+FREE = ("out", "device", "threads", "fsdp", "ring", "compile", "workers", "log", "log_every", "save_every", "keep",
+        "max_bad_fraction")  # fmt: skip
 # Settings that decide which samples make which batch.
 ORDER = ("data", "batch_size", "seed", "twins", "caption_noise", "captions", "test_families", "val_families",
          "held_out_concepts", "image_column", "caption_column", "image_root")  # fmt: skip

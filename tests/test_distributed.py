@@ -18,19 +18,18 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from oblique_clip import create_model, model_config
-from oblique_clip.config import ModelConfig
+from oblique_clip.config import ModelConfig, OptimConfig
 from oblique_clip.distributed import (
     VARIABLES,
     clip_gradients,
     joined,
-    load_optimizer_state,
     parallel,
-    whole_optimizer_state,
-    whole_state,
+    whole,
 )
 from oblique_clip.errors import UserError
 from oblique_clip.loss import LOSSES
 from oblique_clip.model import DualEncoder
+from oblique_clip.optim import Optimizer
 from oblique_clip.peers import Peers
 from oblique_clip.step import train_step
 from oblique_clip.topology import parse_topology
@@ -58,7 +57,8 @@ LAYOUTS = [
 CASES = [(loss, spec, *layout) for loss, spec, layout in itertools.product(LOSSES, SPECS, LAYOUTS)]
 FLOAT32 = 1e-5
 FLOAT64 = 1e-9
-CLIP, LR = 1e-3, 1e-3
+CLIP = 1e-3
+SETTINGS = OptimConfig(lr=1e-3, warmup=0.0, clip_grad=0.0, max_bad_steps=0)
 
 
 def batch(spec: str, grouped: str) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -210,37 +210,37 @@ def test_a_step_over_ranks_has_the_gradients_of_one_process(
 
 def checkpoint_on_a_rank(peers: Peers) -> dict[str, Any]:
     """Weights and moments after a step of towers in parts, and the moments after they were loaded again."""
-    states = []
-    model, moments = build("oblique"), {}
-    for turn in range(2):
-        towers = parallel(model, peers, fsdp=True)
-        optimizer = torch.optim.AdamW(model.parameters(), LR)
-        if turn:
-            load_optimizer_state(model, optimizer, moments)
-        else:
-            step(model, "oblique", own_pairs(peers, "uneven"), towers=towers)
-            optimizer.step()
-        moments = whole_optimizer_state(model, optimizer)
-        states.append({name: kept["exp_avg"].clone() for name, kept in moments.get("state", {}).items()})
-        if turn == 0:
-            weights, model = whole_state(model), build("oblique")
-    return {"weights": weights, "moments": states}
+    model, states = build("oblique"), []
+    towers = parallel(model, peers, fsdp=True)
+    optimizer = Optimizer(model, SETTINGS, total_steps=10)
+    step(model, "oblique", own_pairs(peers, "uneven"), towers=towers)
+    optimizer.step()
+    states.append(optimizer.state_dict())
+    weights = {name: whole(value) for name, value in model.state_dict().items()}
+    again = build("oblique")
+    parallel(again, peers, fsdp=True)
+    other = Optimizer(again, SETTINGS, total_steps=10)
+    other.load_state_dict(states[0])
+    states.append(other.state_dict())
+    return {"weights": weights, "states": states}
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_checkpoint_of_towers_in_parts_is_that_of_one_process(world: int, tmp_path: Path) -> None:
-    first, *others = run_ranks(world, checkpoint_on_a_rank, tmp_path)
+    """On every rank, and so it is for any number of them."""
     model = build("oblique")
-    optimizer = torch.optim.AdamW(model.parameters(), LR)
+    optimizer = Optimizer(model, SETTINGS, total_steps=10)
     step(model, "oblique", slice(None))
     optimizer.step()
-    assert first["weights"].keys() == model.state_dict().keys()
-    for name, weight in model.state_dict().items():
-        assert relative_error(first["weights"][name], weight) < FLOAT64
-    for moments in first["moments"]:
-        for name, parameter in model.named_parameters():
-            assert relative_error(moments[name], optimizer.state[parameter]["exp_avg"]) < FLOAT64
-    assert all(not rank["weights"] for rank in others)
+    expected = optimizer.state_dict()
+    for rank in run_ranks(world, checkpoint_on_a_rank, tmp_path):
+        assert rank["weights"].keys() == model.state_dict().keys()
+        for name, weight in model.state_dict().items():
+            assert relative_error(rank["weights"][name], weight) < FLOAT64
+        for state in rank["states"]:
+            assert state["steps"] == 1 and state["moments"].keys() == expected["moments"].keys()
+            for name, moment in expected["moments"].items():
+                assert relative_error(state["moments"][name], moment) < FLOAT64
 
 
 def test_points_are_not_cut_into_parts() -> None:
@@ -262,9 +262,9 @@ def talk_on_a_rank(peers: Peers) -> list[Any]:
 def test_ranks_tell_each_other_what_they_have(world: int, tmp_path: Path) -> None:
     """Blocks of 0, 1, 2, ... rows."""
     blocks = [[[10.0 * rank + row] for row in range(rank)] for rank in range(world)]
-    for rank, (sizes, whole, passed, summed, said) in enumerate(run_ranks(world, talk_on_a_rank, tmp_path)):
+    for rank, (sizes, gathered, passed, summed, said) in enumerate(run_ranks(world, talk_on_a_rank, tmp_path)):
         assert sizes == list(range(world))
-        assert whole.tolist() == list(itertools.chain(*blocks))
+        assert gathered.tolist() == list(itertools.chain(*blocks))
         assert passed.tolist() == blocks[rank - 1]
         assert summed.tolist() == [[world * number for number in row] for row in blocks[rank]]
         assert said == {"steps": 0, "name": "Äpfel", "parts": [1.5, None]}

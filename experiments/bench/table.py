@@ -1,33 +1,99 @@
-"""The figures of a bench as a Markdown table, for the README beside this file and the one at the top.
+"""The figures of a bench as Markdown: every row for the README beside this file, the main ones for that at the top.
 
-python -m experiments.bench.table experiments/bench/cpu.json
+python -m experiments.bench.table          # writes both from cpu.json
 """
 
 from __future__ import annotations
 
 import json
-import sys
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from oblique_clip.bench.run import VERDICTS, figure
 
+FOLDER = Path(__file__).parent
+FIGURES = FOLDER / "cpu.json"
+HEADING = ["| what | peer | ours | peer's | ratio | aim | |", "|---|---|---|---|---|---|---|"]
 
-def markdown(report: dict[str, Any]) -> str:
-    """A row a figure; seconds below one in milliseconds."""
-    lines = ["| what | peer | ours | peer's | ratio | aim | |", "|---|---|---|---|---|---|---|"]
-    for row in report["rows"]:
-        ours, peer = (figure(row[side], row["unit"]) for side in ("ours", "peer"))
-        cells = [f"{row['suite']}: {row['what']}", row["peer_name"], ours, peer, f"{row['ratio']:.3g}"]
-        lines.append("| " + " | ".join([*cells, row["aim"], VERDICTS[row["reached"]]]) + " |")
-    notes = [f"- {row['what']}: {row['note']}" for row in report["rows"] if row["note"]]
+
+class Headline(NamedTuple):
+    """Rows of the long table that stand in the short one too."""
+
+    what: str
+    """How their titles begin; a regular expression, as the other."""
+    peers: str = ".*"
+    """Their peers."""
+
+
+HEADLINES = (
+    Headline(r"step: float32$", r"open_clip(?!, cut to \d+$).*"),
+    Headline(r"step: bf16$", r"open_clip in float32|open_clip in bf16, keeping memory"),
+    Headline(r"step: float32, ", r"open_clip, keeping memory"),
+    Headline(r"step: (oblique|project)"),
+    Headline(r"flags: --patch-dropout"),
+    Headline(r"profile: .*: share"),
+    Headline(r"loss: "),
+    Headline(r"micro: .*memory"),
+    Headline(r"optimizer: .*small"),
+    Headline(r"classifier: "),
+    Headline(r"retrieval: "),
+    Headline(r"start: "),
+)
+
+
+def title(row: dict[str, Any]) -> str:
+    return f"{row['suite']}: {row['what']}"
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row; seconds below one in milliseconds."""
+    ours, peer = (figure(row[side], row["unit"]) for side in ("ours", "peer"))
+    cells = [title(row), row["peer_name"], ours, peer, f"{row['ratio']:.3g}", row["aim"], VERDICTS[row["reached"]]]
+    return "| " + " | ".join(cells) + " |"
+
+
+def machine(report: dict[str, Any]) -> str:
     where = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    machine = (
-        f"{where['cpu']} ({where['instructions']}), {where['cores']} cores, {where['threads']} threads; {versions}"
+    return (
+        f"`{report['command']}` on {where['cpu']}, {where['instructions']}, {where['cores']} cores, {where['threads']} "
+        f"threads, {report['date']}; {versions}"
     )
-    return "\n".join([*lines, "", *notes, "", machine])
+
+
+def whole(report: dict[str, Any]) -> str:
+    """Every row, every note, and where they come from."""
+    notes = [f"- {title(row)}, {row['peer_name']}: {row['note']}" for row in report["rows"] if row["note"]]
+    return "\n".join([*HEADING, *map(line, report["rows"]), "", *notes, "", machine(report)])
+
+
+def short(report: dict[str, Any]) -> str:
+    """The rows of `HEADLINES`."""
+    chosen = [
+        line(row)
+        for headline in HEADLINES
+        for row in report["rows"]
+        if re.match(headline.what, title(row)) and re.fullmatch(headline.peers, row["peer_name"])
+    ]
+    return "\n".join([*HEADING, *chosen, "", machine(report)])
+
+
+def filled(text: str, block: str) -> str:
+    """A README with what stands between its two comments replaced."""
+    return re.sub(
+        r"(<!-- bench -->\n).*?(\n<!-- /bench -->)", lambda match: match[1] + block + match[2], text, flags=re.S
+    )
+
+
+PLACES = ((FOLDER / "README.md", whole), (FOLDER.parents[1] / "README.md", short))
+
+
+def main() -> None:
+    report = json.loads(FIGURES.read_text(encoding="utf-8"))
+    for path, block in PLACES:
+        path.write_text(filled(path.read_text(encoding="utf-8"), block(report)), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    print(markdown(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    main()

@@ -109,14 +109,17 @@ def test_many_processes_have_the_losses_of_one(
         assert torch.allclose(weights(many.out)[name], value, atol=2e-3), name
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (4, 2)])
+@pytest.mark.parametrize(
+    ("before", "after", "fsdp"), [(2, 1, False), (1, 2, False), (4, 2, False), (2, 4, True), (4, 1, True)]
+)
 def test_a_run_goes_on_with_another_number_of_processes(
     before: int,
     after: int,
+    fsdp: bool,
     pictures: Path,
     tmp_path: Path,
 ) -> None:
-    one, config = plain(pictures, tmp_path / "one"), plain(pictures, tmp_path / "run")
+    one, config = plain(pictures, tmp_path / "one"), plain(pictures, tmp_path / "run", fsdp=fsdp)
     train(one, quiet=True)
 
     def half(rank: int) -> None:
