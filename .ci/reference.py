@@ -45,13 +45,18 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "oblique_clip.logs": ("Log", "loggers_of"),
         "oblique_clip.step": ("train_step", "Towers"),
         "oblique_clip.optim": ("Optimizer", "decay_groups", "is_decayed"),
+        "oblique_clip.state": ("State", "save", "newest", "reseed"),
+        "oblique_clip.resume": ("check_same", "differences", "place_to_go_on"),
+        "oblique_clip.health": (
+            "BadSteps", "collapsed", "spheres", "clamped", "by_chance", "settle_points", "point_names",
+        ),
         "oblique_clip.distill": ("open_teacher", "Teacher", "SoftTargets", "divergence"),
     },
     "Many processes": {
         "oblique_clip.distributed": (
             "joined", "parallel", "clip_gradients", "whole", "placed",
         ),
-        "oblique_clip.peers": ("Peers",),
+        "oblique_clip.peers": ("Peers", "everyone_says"),
         "oblique_clip.plan": ("plan", "PlanConfig", "count_parameters", "shown"),
     },
     "Towers": {
@@ -133,7 +138,9 @@ INTERNAL: dict[str, tuple[str, ...]] = {
     "oblique_clip.checkpoint": ("home_of", "check_points"),
     "oblique_clip.tokenizer": ("Tokenizer",),
     "oblique_clip.config": ("check_folder", "check_file"),
-    "oblique_clip.train": ("total_steps", "similarity_figures"),
+    "oblique_clip.train": ("total_steps",),
+    "oblique_clip.health": ("BadStep",),
+    "oblique_clip.state": (),
     "oblique_clip.logs": ("Logger",),
     "oblique_clip.distill": ("refuse_seen",),
     "oblique_clip.towers": ("one_share", "is_text", "init_blocks"),
@@ -172,7 +179,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {"index.md": _front_page(), "wide.css": WIDE, **{_address(title): _reference(title) for title in PAGES}}
     for address, text in pages.items():
         files.append(File.generated(config, address, content=text))
-    files.append(File.generated(config, "NOTICE.txt", abs_src_path=str(ROOT / "NOTICE")))
+    for address, source in (("NOTICE.txt", "NOTICE"), ("SECURITY.md", "SECURITY.md")):
+        files.append(File.generated(config, address, abs_src_path=str(ROOT / source)))
     return files
 
 

@@ -25,7 +25,10 @@ DEAD = 1e-3
 """Cosines of one sphere between different pictures that lie so near to 1 are of one direction."""
 DUPLICATE = 0.999
 """Correlation of two spheres' cosines from which on they tell the same."""
+LONG = 0.2
+"""Share of a run's steps for which the scale stands at its clamp before that is said."""
 POINT_DRIFT = 1e-5
+"""Distance from the manifold from which on a point is put back."""
 
 
 class BadStep(NamedTuple):
@@ -81,31 +84,34 @@ class BadSteps:
         return found
 
 
-def collapsed(similarity: Tensor, topology: Topology) -> str | None:
+Signs = dict[str, str]
+"""Warnings by their kind, which is said once a run."""
+
+
+def collapsed(similarity: Tensor, topology: Topology) -> Signs:
     """A warning where all similarities (B, B) of a batch are equal, so that no pair can be told from any other.
 
     Examples:
         >>> import torch
         >>> from oblique_clip import parse_topology
         >>> from oblique_clip.health import collapsed
-        >>> collapsed(torch.ones(4, 4), parse_topology("sphere(8)"))
-        'all similarities of a batch are equal, within 0.001 of their range: the towers have collapsed; try a lower --lr
-        or a longer --warmup'
-        >>> collapsed(torch.eye(4), parse_topology("sphere(8)")) is None
-        True
+        >>> collapsed(torch.ones(4, 4), parse_topology("sphere(8)")).keys()
+        dict_keys(['collapse'])
+        >>> collapsed(torch.eye(4), parse_topology("sphere(8)"))
+        {}
     """
     low, high = topology.range
     width = high - low if math.isfinite(high - low) else 2.0
     # A comparison with what is no number is false: such a step is told of as one that is not finite.
     if len(similarity) < 2 or not float(similarity.max() - similarity.min()) <= EQUAL * width:
-        return None
-    return (
-        f"all similarities of a batch are equal, within {EQUAL} of their range: the towers have collapsed; "
+        return {}
+    return {
+        "collapse": f"all similarities of a batch are equal, within {EQUAL} of their range: the towers have collapsed; "
         "try a lower --lr or a longer --warmup"
-    )
+    }
 
 
-def spheres(points: Tensor, topology: Topology) -> list[str]:
+def spheres(points: Tensor, topology: Topology) -> Signs:
     """Warnings of spheres on which all points (B, m, n) are one, and of pairs of spheres that tell the same.
 
     Examples:
@@ -116,41 +122,63 @@ def spheres(points: Tensor, topology: Topology) -> list[str]:
         >>> points = topology.project(torch.randn(32, 3, 4, generator=torch.Generator().manual_seed(0)))
         >>> points[:, 1] = points[:, 0]
         >>> points[:, 2] = points[0, 2]
-        >>> for warning in spheres(points, topology):
-        ...     print(warning)
-        1 of 3 spheres is dead (all pictures are one point on it): 2
-        1 pair of spheres is duplicate (each tells the same as the other): 0 and 1
+        >>> for kind, warning in spheres(points, topology).items():
+        ...     print(f"{kind}: {warning}")
+        dead spheres: all pictures are one point on sphere 2 of 3
+        duplicate spheres: of 3 spheres some tell the same as another: 0 and 1
     """
     if topology.m < 2 or len(points) < 3:
-        return []
+        return {}
     # (B, B, m) to (m, pairs of different points)
-    cosines = topology.per_sphere(points[:, None], points[None])
-    apart = ~torch.eye(len(points), dtype=torch.bool, device=points.device)
-    cosines = cosines[apart].T.double()
+    cosines = topology.per_sphere(points[:, None], points[None]).cpu().double()
+    cosines = cosines[~torch.eye(len(points), dtype=torch.bool)].T
     dead = (1 - cosines).amax(1) < DEAD
     alike = torch.corrcoef(cosines).nan_to_num() > DUPLICATE
     alike &= ~(dead[:, None] | dead) & torch.ones_like(alike).triu(1)
     pairs = [f"{one} and {other}" for one, other in alike.nonzero().tolist()]
     gone = [str(place) for place in dead.nonzero().flatten().tolist()]
-    found = []
+    found = {}
     if gone:
-        found.append(
-            f"{len(gone)} of {topology.m} spheres {_are(gone)} dead (all pictures are one point on it): {_some(gone)}"
-        )
+        found["dead spheres"] = f"all pictures are one point on sphere {_some(gone)} of {topology.m}"
     if pairs:
-        found.append(
-            f"{len(pairs)} pair{'s' * (len(pairs) > 1)} of spheres {_are(pairs)} duplicate (each tells the same as the "
-            f"other): {_some(pairs)}"
-        )
+        found["duplicate spheres"] = f"of {topology.m} spheres some tell the same as another: {_some(pairs)}"
     return found
-
-
-def _are(things: Sequence[str]) -> str:
-    return "is" if len(things) == 1 else "are"
 
 
 def _some(things: Sequence[str], most: int = 5) -> str:
     return ", ".join(things[:most]) + (", ..." if len(things) > most else "")
+
+
+def clamped(steps: int, total: int, maximum: float) -> Signs:
+    """A warning where the scale has stood at its `maximum` for so many of a run's steps that it wants to be larger.
+
+    Examples:
+        >>> from oblique_clip.health import clamped
+        >>> clamped(10, 1000, 100.0), clamped(300, 1000, 100.0).keys()
+        ({}, dict_keys(['scale']))
+    """
+    if steps <= LONG * total:
+        return {}
+    return {
+        "scale": f"the scale has stood at its clamp of {maximum:g} for {steps:,} of {total:,} steps: it wants to be "
+        "larger; see --max-scale, or look for pairs that occur twice"
+    }
+
+
+def by_chance(top1: float, classes: int) -> Signs:
+    """A warning where a validation among so many names is no better than twice a draw.
+
+    Examples:
+        >>> from oblique_clip.health import by_chance
+        >>> by_chance(0.3, 10), by_chance(0.1, 10).keys()
+        ({}, dict_keys(['chance']))
+    """
+    if classes < 2 or top1 > 2 / classes:
+        return {}
+    return {
+        "chance": f"validation is no better than chance: top-1 of {top1:.2%} among {classes:,} names; the run may be "
+        "too short, the rate wrong, or the captions not those of the pictures"
+    }
 
 
 def settle_points(model: nn.Module, names: Iterable[str], where: str) -> float:

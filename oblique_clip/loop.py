@@ -26,7 +26,7 @@ from .distributed import whole
 from .errors import UserError
 from .evaluate.encode import evaluating
 from .evaluate.tasks import HeldOut, validation_score
-from .health import SAMPLE, BadSteps, collapsed, point_names, settle_points, spheres
+from .health import SAMPLE, BadSteps, Signs, by_chance, clamped, collapsed, point_names, settle_points, spheres
 from .logs import AnyLog
 from .model import DualEncoder
 from .optim import Optimizer
@@ -45,8 +45,6 @@ SAVING_SHARE = 0.02
 SAVING_SECONDS = 30.0
 # Samples that the share of lost ones is judged by before an epoch is through.
 ENOUGH = 1000
-# Share of a run's steps for which the scale stands at its clamp before that is said.
-LONG = 0.2
 
 
 @dataclass
@@ -195,26 +193,19 @@ class Loop:
 
     def _look(self, image_points: Tensor, text_points: Tensor, log: AnyLog) -> None:
         """Say aloud what looks wrong in a logged step."""
-        come, temperature = self.come, self.model.temperature
+        come, topology = self.come, self.model.topology
         images, texts = image_points[:SAMPLE], text_points[:SAMPLE]
-        found = spheres(images, self.model.topology)
-        if warning := collapsed(self.model.topology.similarity(images, texts), self.model.topology):
-            found.append(warning)
-        maximum = getattr(temperature, "maximum", math.inf)
-        come.clamped = come.clamped + 1 if come.last["scale"] >= 0.999 * maximum else 0
-        if come.clamped * self.config.log_every > LONG * self.parts.steps:
-            found.append(
-                f"the scale stands at its clamp of {maximum:g} for a fifth of the run: it wants to be larger; see "
-                "--max-scale, or look for pairs that occur twice"
-            )
-        for warning in found:
-            self._warn(warning, log)
+        maximum = getattr(self.model.temperature, "maximum", math.inf)
+        come.clamped = come.clamped + self.config.log_every if come.last["scale"] >= 0.999 * maximum else 0
+        self._warn(spheres(images, topology), log)
+        self._warn(collapsed(topology.similarity(images, texts), topology), log)
+        self._warn(clamped(come.clamped, self.parts.steps, maximum), log)
 
-    def _warn(self, warning: str, log: AnyLog) -> None:
-        kind = warning.split(":")[0].lstrip("0123456789 ")
-        if all(said.split(":")[0].lstrip("0123456789 ") != kind for said in self.come.warnings):
-            self.come.warnings.append(warning)
-            log.warn(self.come.position.step, warning)
+    def _warn(self, signs: Signs, log: AnyLog) -> None:
+        for kind, warning in signs.items():
+            if kind not in self.come.warnings:
+                self.come.warnings[kind] = warning
+                log.warn(self.come.position.step, warning)
 
     def _soft_targets(self, batch: Batch) -> SoftTargets | None:
         """What the teacher says of a batch in the student's own view of it, at the teacher's size."""
@@ -249,15 +240,8 @@ class Loop:
             self.come.best = {"step": step, **score}
             self._save(BEST)
         if step == self.parts.steps and held_out is not None:
-            self._warn_of_chance(score[headline], len({record.concept for record in held_out.splits.val.records}), log)
-
-    def _warn_of_chance(self, top1: float, classes: int, log: AnyLog) -> None:
-        if classes > 1 and top1 <= 2 / classes:
-            self._warn(
-                f"validation is no better than chance: top-1 of {top1:.2%} among {classes:,} names; the run may be too "
-                "short, the rate wrong, or the captions not those of the pictures",
-                log,
-            )
+            names = {record.concept for record in held_out.splits.val.records}
+            self._warn(by_chance(score[headline], len(names)), log)
 
     def _save(self, name: str) -> None:
         place = self.config.out / "checkpoints" / name

@@ -30,10 +30,11 @@ class Come:
     """Those that could not, by cause."""
     bad_steps: int = 0
     clamped: int = 0
-    """Logged steps in a row with the scale at its clamp."""
+    """Steps in a row with the scale at its clamp, of those that were logged."""
     drift: float = 0.0
     """Largest distance of a point from its manifold that was found."""
-    warnings: list[str] = field(default_factory=list)
+    warnings: dict[str, str] = field(default_factory=dict)
+    """By kind."""
     resumed: int = 0
     """How often the run was gone on with."""
 

@@ -226,7 +226,7 @@ def _figures(loop: Loop) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in judged[LAST].model.parameters()),
         "images_per_second": round(loop.rate(), 1),
         "bad_steps": come.bad_steps,
-        "warnings": come.warnings,
+        "warnings": list(come.warnings.values()),
         "resumed": come.resumed,
         "versions": versions(),
         "device": str(device),

@@ -173,21 +173,21 @@ def test_a_collapsed_batch_is_told_from_one_that_is_not() -> None:
         topology = parse_topology(spec)
         features = torch.randn(16, topology.m, topology.n)
         apart = topology.project(features)
-        assert collapsed(topology.similarity(apart, apart), topology) is None
+        assert not collapsed(topology.similarity(apart, apart), topology)
         same = topology.project(features[:1].expand(16, -1, -1) + 1e-6 * features)
-        assert "collapsed" in (collapsed(topology.similarity(same, same), topology) or "")
+        assert "collapsed" in collapsed(topology.similarity(same, same), topology)["collapse"]
 
 
 def test_dead_and_duplicate_spheres_are_named_and_others_are_not() -> None:
     topology = parse_topology("oblique(8,5)")
     points = topology.project(torch.randn(64, 5, 8))
-    assert spheres(points, topology) == []
+    assert spheres(points, topology) == {}
     points[:, 3] = points[:, 1]
-    assert spheres(points, topology) == ["1 pair of spheres is duplicate (each tells the same as the other): 1 and 3"]
+    assert spheres(points, topology) == {"duplicate spheres": "of 5 spheres some tell the same as another: 1 and 3"}
     points[:, 3] = points[0, 3]
     points[:, 4] = points[0, 4]
-    assert spheres(points, topology) == ["2 of 5 spheres are dead (all pictures are one point on it): 3, 4"]
-    assert spheres(parse_topology("sphere(8)").project(torch.ones(9, 1, 8)), parse_topology("sphere(8)")) == []
+    assert spheres(points, topology) == {"dead spheres": "all pictures are one point on sphere 3, 4 of 5"}
+    assert spheres(parse_topology("sphere(8)").project(torch.ones(9, 1, 8)), parse_topology("sphere(8)")) == {}
 
 
 def test_a_scale_at_its_clamp_and_a_run_no_better_than_chance_are_said_once(

@@ -82,7 +82,7 @@ def short(report: dict[str, Any]) -> str:
 def filled(text: str, block: str) -> str:
     """A README with what stands between its two comments replaced."""
     return re.sub(
-        r"(<!-- bench -->\n).*?(\n<!-- /bench -->)", lambda match: match[1] + block + match[2], text, flags=re.S
+        r"(<!-- bench -->\n).*?(<!-- /bench -->)", lambda match: f"{match[1]}{block}\n{match[2]}", text, flags=re.S
     )
 
 
