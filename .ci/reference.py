@@ -25,6 +25,7 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "oblique_clip.tokenizer": ("get_tokenizer", "TinyTokenizer", "build_tiny_vocabulary", "cut_to_longest"),
         "oblique_clip.weights_file": ("read_state_dict",),
         "oblique_clip.errors": ("UserError",),
+        "oblique_clip.files": ("write_whole",),
     },
     "Settings": {
         "oblique_clip.config": (
@@ -36,11 +37,12 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "oblique_clip.topology": (
             "parse_topology", "Topology", "ObliqueTopology", "SphereTopology", "EuclideanTopology", "LorentzTopology",
         ),
-        "oblique_clip.manifold": ("Oblique", "normalize_rows", "row_angle"),
+        "oblique_clip.manifold": ("Oblique", "normalize_rows", "row_angle", "drift_of"),
     },
     "Training": {
         "oblique_clip.loss": ("info_nce", "sigmoid_loss"),
         "oblique_clip.train": ("train",),
+        "oblique_clip.loop": ("similarity_figures", "steps_between"),
         "oblique_clip.start": ("changed", "start_weights"),
         "oblique_clip.logs": ("Log", "loggers_of"),
         "oblique_clip.step": ("train_step", "Towers"),
@@ -48,7 +50,8 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "oblique_clip.state": ("State", "save", "newest", "reseed"),
         "oblique_clip.resume": ("check_same", "differences", "place_to_go_on"),
         "oblique_clip.health": (
-            "BadSteps", "collapsed", "spheres", "clamped", "by_chance", "settle_points", "point_names",
+            "BadSteps", "collapsed", "spheres", "clamped", "by_chance", "by_guess", "settle_points",
+            "point_names",
         ),
         "oblique_clip.distill": ("open_teacher", "Teacher", "SoftTargets", "divergence"),
     },
@@ -118,7 +121,9 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "oblique_clip.data.order": (
             "Position", "Share", "epoch_batches", "without_twins", "shuffled_windows", "noise_permutation",
         ),
-        "oblique_clip.data.faults": ("BadSample", "Lost", "clean_caption", "refuse_bad", "cause_of", "by_cause"),
+        "oblique_clip.data.faults": (
+            "BadSample", "Lost", "clean_caption", "refuse_bad", "refuse_shards", "cause_of", "by_cause",
+        ),
         "oblique_clip.check": ("read_fully",),
         "oblique_clip.data.tables": ("open_table", "FilePairs", "below"),
         "oblique_clip.data.shards": ("expand_shards", "read_shards", "read_records", "Sample", "shards_fingerprint"),
@@ -135,15 +140,21 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
 # What the modules above define without a page: protocols, whose implementations have one, and what serves only other
 # modules of the library.
 INTERNAL: dict[str, tuple[str, ...]] = {
-    "oblique_clip.checkpoint": ("home_of", "check_points"),
+    "oblique_clip.checkpoint": ("home_of", "check_points", "write_tensors", "step_of"),
+    "oblique_clip.model": ("ImageEncoder", "TextEncoder", "Encoder"),
+    "oblique_clip.weights_file": ("first_bytes", "why_unreadable", "is_safetensors", "is_torch"),
     "oblique_clip.tokenizer": ("Tokenizer",),
-    "oblique_clip.config": ("check_folder", "check_file"),
+    "oblique_clip.files": ("put_in_place",),
+    "oblique_clip.config": ("check_folder", "check_file", "read_json"),
     "oblique_clip.train": ("total_steps",),
+    "oblique_clip.loop": ("Loop", "Parts"),
     "oblique_clip.health": ("BadStep",),
-    "oblique_clip.state": (),
-    "oblique_clip.logs": ("Logger",),
+    "oblique_clip.state": ("Damaged", "at_step", "clear"),
+    "oblique_clip.logs": ("Logger", "Silent"),
+    "oblique_clip.distributed": ("Ranks",),
+    "oblique_clip.plan": ("Line", "towers_of", "print_plan", "Kept"),
     "oblique_clip.distill": ("refuse_seen",),
-    "oblique_clip.towers": ("one_share", "is_text", "init_blocks"),
+    "oblique_clip.towers": ("one_share", "is_text", "init_blocks", "grouped"),
     "oblique_clip.explain": ("draw",),
     "oblique_clip.evaluate.templates": ("from_clip_benchmark",),
     "oblique_clip.evaluate.encode": ("Encoder",),
@@ -152,12 +163,17 @@ INTERNAL: dict[str, tuple[str, ...]] = {
     "oblique_clip.embed": ("Item", "import_arrow"),
     "oblique_clip.search": ("print_answer",),
     "oblique_clip.export": ("save_torch", "save_onnx"),
-    "oblique_clip.interop.open_clip": ("open_clip_config", "build_towers", "SharedTemperature"),
+    "oblique_clip.interop.open_clip": ("open_clip_config", "build_towers", "SharedTemperature", "cut_of", "Cut"),
     "oblique_clip.interop.clip_mtob": ("load_address", "NoVocabulary"),
     "oblique_clip.interop.clip_benchmark": ("check",),
     "oblique_clip.interop.hub": ("model_file",),
     "oblique_clip.data.sources": ("is_emoji",),
-    "oblique_clip.data.batches": ("TrainingData", "PairSource"),
+    "oblique_clip.data.batches": ("TrainingData", "PairSource", "smallest_batch"),
+    "oblique_clip.check": ("check", "Found", "CheckCommand", "Reading"),
+    "oblique_clip.data.tables": ("file_pairs",),
+    "oblique_clip.data.shards": ("pairs_of", "Pair", "picture_of", "caption_of", "name_of"),
+    "oblique_clip.data.tar": ("Member",),
+    "oblique_clip.data.images": ("formats",),
     "oblique_clip.data.benchmarks": ("is_webdataset", "webdataset_type", "webdataset_shards", "is_torchvision"),
 }
 

@@ -78,7 +78,8 @@ def _train_once(run: TrainConfig) -> dict[str, Any]:
     if finished.exists():
         print(f"{run.out}: finished before, kept")
         return dict(json.loads(finished.read_text()))
-    return train(run)
+    # One that was stopped goes on.
+    return train(run, resume=(run.out / "config.json").exists())
 
 
 def _refuse_other(run: TrainConfig) -> None:

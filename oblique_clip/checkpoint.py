@@ -22,6 +22,8 @@ from .config import DataConfig, ModelConfig, from_json, read_json, to_json
 from .data.images import Preprocess
 from .distributed import whole
 from .errors import UserError
+from .files import put_in_place
+from .manifold import drift_of
 from .model import DualEncoder, create_model, preprocess_of, tokenizer_of
 from .tokenizer import Tokenizer
 from .weights_file import first_bytes, is_torch, read_state_dict, why_unreadable
@@ -43,7 +45,7 @@ ELSEWHERE = {
     "clip-mtob:": _Home("clip_mtob", "load_address", None),
 }
 # Keys of what a file says beside its weights, each with JSON.
-HEADER = ("config", "calibrated_scale", "data")
+HEADER = ("config", "calibrated_scale", "data", "step")
 # Addresses of what becomes a local file, by their beginning: a module in `interop`, and its function to the file.
 FETCHED = {"hf:": ("hub", "model_file")}
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -74,6 +76,7 @@ def save_model(
     data: DataConfig | None = None,
     half: bool = False,
     write: bool = True,
+    step: int | None = None,
 ) -> None:
     """Write weights and configuration, complete or not at all: a temporary file, synced, then renamed.
 
@@ -81,6 +84,7 @@ def save_model(
         data: what the model was trained on, so that it is never judged on that.
         half: store matrices in float16, half the size; the rest stays in float32.
         write: whether this process writes; every rank that has a part of the weights has to call.
+        step: of training, that the weights are of; see `step_of`.
 
     Examples:
         >>> import tempfile
@@ -101,6 +105,8 @@ def save_model(
         metadata["calibrated_scale"] = json.dumps(model.temperature.calibrated)
     if data is not None:
         metadata["data"] = json.dumps(to_json(data))
+    if step is not None:
+        metadata["step"] = json.dumps(step)
     write_tensors(path, weights, metadata)
 
 
@@ -116,21 +122,10 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished, header)
         with unfinished.open("rb+") as file:
             os.fsync(file.fileno())
-        unfinished.replace(path)
-        _sync_folder(path.parent)
+        put_in_place(unfinished, path)
     except (OSError, SafetensorError) as error:
         unfinished.unlink(missing_ok=True)
         raise error if isinstance(error, OSError) else _os_error(error, path) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new name is safe once its folder is, where the system can sync one (not on Windows)."""
-    if os.name == "posix":
-        opened = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
 
 
 def _os_error(error: Exception, path: Path) -> OSError:
@@ -138,16 +133,6 @@ def _os_error(error: Exception, path: Path) -> OSError:
     number = re.search(r"os error (\d+)", str(error))
     code = int(number[1]) if number else errno.EIO
     return OSError(code, os.strerror(code), str(path))
-
-
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors and the header of a safetensors file.
-
-    Raises:
-        UserError: where it cannot be read.
-    """
-    with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
 
 
 def _stored(value: torch.Tensor, half: bool) -> torch.Tensor:
@@ -261,6 +246,12 @@ def data_of(source: str | Path) -> DataConfig:
     return from_json(DataConfig, header["data"], f"{path} (header)")
 
 
+def step_of(source: str | Path) -> int | None:
+    """The step of training that a checkpoint is of, named as for `load`; None where it does not say."""
+    step: int | None = _header(_find(Path(source))).get("step")
+    return step
+
+
 def _header(path: Path) -> dict[str, Any]:
     """What stands beside the weights, at least a configuration.
 
@@ -288,7 +279,10 @@ def _foreign(path: Path) -> UserError:
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:
-    return read_state_dict(path) if path.name == PICKLED else read_tensors(path)[0]
+    if path.name == PICKLED:
+        return read_state_dict(path)
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
 @contextmanager
@@ -326,7 +320,7 @@ def check_points(model: torch.nn.Module, where: object) -> None:
 
     for name, parameter in model.named_parameters():
         if isinstance(parameter, geoopt.ManifoldParameter):
-            drift = (parameter.manifold.projx(parameter) - parameter).abs().max().item()
+            drift = drift_of(parameter)
             if not drift <= POINT_TOLERANCE:
                 raise UserError(f"{where}: {name} is off its manifold by {drift:.1e} (at most {POINT_TOLERANCE:.0e})")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -37,7 +38,7 @@ oblique-clip VERB --help lists a verb's options."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 on success, 2 on a user's mistake, 130 when interrupted."""
+    """Run one verb; 0 on success, 2 on a user's mistake, 130 or 143 when a signal ended it."""
     args = list(sys.argv[1:] if argv is None else argv)
     # geoopt 0.5 compiles its functions in a way that torch now warns of at import; a user can do nothing about it.
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
@@ -74,6 +75,10 @@ def _guarded(work: Callable[[], None]) -> int:
         # The reader has left, as in `| head`; what Python would flush at exit has no place to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return _fail(f"{error.strerror}: {str(error.filename)[:60]}...")
     except KeyboardInterrupt as stop:
         print(f"oblique-clip: {stop if stop.args else 'interrupted'}", file=sys.stderr)
         # A run that has stopped in good order knows the signal that asked for it.

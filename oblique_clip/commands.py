@@ -28,7 +28,6 @@ from .export import export as run_export
 from .flags import parse
 from .report import ReportConfig, print_evaluation, print_skipped
 from .report import report as run_report
-from .resume import check_same
 from .search import SearchConfig, print_answer
 from .search import search as run_search
 from .start import changed
@@ -68,7 +67,6 @@ def _go_on(run: Path, args: list[str]) -> None:
     command: TrainCommand = parse(TrainCommand, "oblique-clip train", args, TrainCommand(before))
     if command.config.out != run:
         raise UserError(f"--resume {run} goes on in its own folder: leave out --out")
-    check_same(before, command.config, command.override, run)
     _train(command.config, resume=True, override=command.override)
 
 

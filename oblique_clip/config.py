@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .errors import UserError
+from .files import write_whole
 
 FORMAT_VERSION = 1
 Form = Literal["clip", "sphere", "oblique"]
@@ -359,9 +360,7 @@ def write_json(path: Path, value: Any) -> None:
           "top1": 0.5
         }
     """
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, json.dumps(value, indent=2) + "\n")
 
 
 def check_folder(out: Path | None) -> None:
@@ -487,7 +486,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a readable configuration: {error}") from error
 
 

@@ -33,7 +33,7 @@ from .peers import Peers, Value
 from .roll_call import RollCall, first_words
 from .step import Towers
 
-TIMEOUT, PATIENCE = 60.0, 3600.0
+TIMEOUT = 60.0
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # What gloo, NCCL and the store say when another process has gone; torch gives them no type of their own.
 _LOST = re.compile(r"connection (was )?(closed|reset|refused)|timed? ?out|broken pipe|gloo|NCCL", re.I)
@@ -75,8 +75,7 @@ def joined(device: str = "auto", timeout: float = TIMEOUT, ring: bool = False) -
     ranks = Ranks(_own_device(device), timeout, ring)
     try:
         yield ranks
-        # Ranks that are done wait for what rank 0 still evaluates and writes.
-        ranks.barrier(PATIENCE)
+        ranks.barrier()
     except BaseException as error:
         if isinstance(error, RuntimeError) and _LOST.search(str(error)):
             raise UserError(ranks.obituary(error)) from error
@@ -106,7 +105,10 @@ class Ranks(Peers):
 
     def __init__(self, device: torch.device, timeout: float = TIMEOUT, ring: bool = False) -> None:
         self.device, self.ring, self._timeout = device, ring, timedelta(seconds=timeout)
-        self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        try:
+            self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        except ValueError as error:
+            raise UserError(f"RANK and WORLD_SIZE must be numbers, as torchrun sets them: {error}") from error
         try:
             self._store, _, _ = next(rendezvous("env://", timeout=self._timeout))
             backend = "nccl" if device.type == "cuda" else "gloo"

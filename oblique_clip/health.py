@@ -13,8 +13,8 @@ import geoopt
 import torch
 from torch import Tensor, nn
 
-from .data.order import Position
 from .errors import UserError
+from .manifold import drift_of
 from .topology import Topology
 
 SAMPLE = 64
@@ -27,58 +27,60 @@ DUPLICATE = 0.999
 """Correlation of two spheres' cosines from which on they tell the same."""
 LONG = 0.2
 """Share of a run's steps for which the scale stands at its clamp before that is said."""
+GUESS = 0.98
+"""Share of log B from which on a loss counts as that of a guess."""
 POINT_DRIFT = 1e-5
 """Distance from the manifold from which on a point is put back."""
 
 
 class BadStep(NamedTuple):
-    """A step whose loss or gradient was not finite: where in the data it stood, and the samples it was of."""
+    """A step, counted from 1, whose loss or gradient was not finite, and the samples it was of."""
 
-    place: Position
+    step: int
     keys: tuple[str, ...]
 
 
 class BadSteps:
-    """Bad steps so far; whether the last one was is asked of the device only when `settle` is called.
+    """Bad steps so far; whether the last ones were is asked of the device only when `settle` is called.
 
     Args:
         limit: bad steps in a row that end a run; 0 for any number.
+        count: bad steps before.
+        row: those of them since the last good one.
 
     Examples:
         >>> import torch
-        >>> from oblique_clip.data.order import Position
         >>> from oblique_clip.health import BadSteps
         >>> bad = BadSteps(limit=2)
-        >>> for step, finite in enumerate((True, False, True, False)):
-        ...     bad.watch(Position(step=step), (f"{step}.png",), torch.tensor(not finite))
-        >>> [(found.place.step, found.keys) for found in bad.settle()]
-        [(1, ('1.png',)), (3, ('3.png',))]
-        >>> bad.count, len(bad.row), bad.exhausted
-        (2, 1, False)
+        >>> for step, finite in enumerate((True, False, True, False), 1):
+        ...     bad.watch(step, (f"{step}.png",), torch.tensor(not finite))
+        >>> [(found.step, found.keys) for found in bad.settle()]
+        [(2, ('2.png',)), (4, ('4.png',))]
+        >>> bad.count, bad.row, bad.exhausted
+        (2, [4], [])
     """
 
-    def __init__(self, limit: int, count: int = 0) -> None:
-        self.limit, self.count = limit, count
-        self.row: list[BadStep] = []
-        """The bad steps since the last good one."""
+    def __init__(self, limit: int, count: int = 0, row: Sequence[int] = ()) -> None:
+        self.limit, self.count, self.row = limit, count, list(row)
+        self.exhausted: list[int] = []
+        """The first row that was as long as the limit."""
         self._open: list[tuple[BadStep, Tensor]] = []
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether there are as many in a row as the limit says."""
-        return 0 < self.limit <= len(self.row)
-
-    def watch(self, place: Position, keys: tuple[str, ...], bad: Tensor | None) -> None:
+    def watch(self, step: int, keys: tuple[str, ...], bad: Tensor | None) -> None:
         """Note a step; `bad` is what `Optimizer.step` gave."""
         if bad is not None:
-            self._open.append((BadStep(place, keys), bad))
+            self._open.append((BadStep(step, keys), bad))
 
     def settle(self) -> list[BadStep]:
         """The bad ones among the steps noted since the last call."""
         flags = torch.stack([flag for _, flag in self._open]).tolist() if self._open else []
-        found = [step for (step, _), flag in zip(self._open, flags, strict=True) if flag]
+        found = []
         for (step, _), flag in zip(self._open, flags, strict=True):
-            self.row = [*self.row, step] if flag else []
+            self.row = [*self.row, step.step] if flag else []
+            if flag:
+                found.append(step)
+            if 0 < self.limit <= len(self.row) and not self.exhausted:
+                self.exhausted = self.row
         self.count += len(found)
         self._open.clear()
         return found
@@ -181,6 +183,22 @@ def by_chance(top1: float, classes: int) -> Signs:
     }
 
 
+def by_guess(loss: float, batch_size: int) -> Signs:
+    """A warning where an InfoNCE loss at the end is that of a guess among the pairs of a batch, log B.
+
+    Examples:
+        >>> from oblique_clip.health import by_guess
+        >>> by_guess(1.2, 64), by_guess(4.15, 64).keys()
+        ({}, dict_keys(['guess']))
+    """
+    if not loss >= GUESS * math.log(batch_size):
+        return {}
+    return {
+        "guess": f"the last loss of {loss:.3f} is no better than a guess among {batch_size:,} pairs "
+        f"({math.log(batch_size):.3f}); the run may be too short, the rate wrong, or the captions not of the pictures"
+    }
+
+
 def settle_points(model: nn.Module, names: Iterable[str], where: str) -> float:
     """Largest drift of a model's points off their manifold; those further off than `POINT_DRIFT` are put back.
 
@@ -205,11 +223,10 @@ def settle_points(model: nn.Module, names: Iterable[str], where: str) -> float:
         point = parameters.get(name)
         if not isinstance(point, geoopt.ManifoldParameter):
             raise UserError(f"{where}: {name} is no point of a manifold any more, but a {type(point).__name__}")
-        with torch.no_grad():
-            nearest = point.manifold.projx(point)
-            own = float((nearest - point).abs().max())
-            if not own <= POINT_DRIFT:
-                point.copy_(nearest)
+        own = drift_of(point)
+        if not own <= POINT_DRIFT:
+            with torch.no_grad():
+                point.copy_(point.manifold.projx(point))
         drift = max(drift, own)
     return drift
 

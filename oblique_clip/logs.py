@@ -17,8 +17,11 @@ from typing import Any, NamedTuple, Protocol
 
 from .config import TrainConfig, to_json
 from .errors import UserError
+from .files import write_whole
 
 PROJECT = "oblique_clip"
+BAD_STEPS = "bad_steps.jsonl"
+"""The samples of steps that were not finite."""
 
 
 class Logger(Protocol):
@@ -152,7 +155,9 @@ class Log:
                 logger = LOGGERS[name].open(config, done)
                 opened.callback(self._close, logger)
                 self._loggers.append(logger)
-            path.write_text("".join(_lines_until(path, done)), encoding="utf-8")
+            write_whole(path, "".join(_lines_until(path, done)))
+            if (others := self._out / BAD_STEPS).exists():
+                write_whole(others, "".join(_lines_until(others, done)))
             self._file = opened.enter_context(path.open("a", encoding="utf-8", buffering=1))
             # Where one cannot be opened, those before it are closed here.
             self._opened = opened.pop_all()
@@ -178,6 +183,8 @@ class Log:
         """A line of JSON in a file of its own."""
         with (self._out / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def warn(self, step: int, warning: str) -> None:
         """Say something aloud, and keep it with the figures."""
@@ -218,7 +225,8 @@ AnyLog = Log | Silent
 def _lines_until(path: Path, done: int) -> list[str]:
     """The lines of a file of metrics up to a step: what stands behind it will be said again, and a cut line is none."""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if done and path.exists() else ():
+    text = path.read_text(encoding="utf-8", errors="replace") if done and path.exists() else ""
+    for line in text.splitlines(keepends=True):
         try:
             if json.loads(line)["step"] <= done:
                 kept.append(line)

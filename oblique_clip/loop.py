@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .checkpoint import BEST, LAST, Loaded, save_model
 from .config import TrainConfig, to_json
 from .data.batches import Batch, TrainingData, prefetch
-from .data.faults import refuse_bad
+from .data.faults import refuse_bad, refuse_shards
 from .data.images import Augmentation, Preprocess, TrainingPixels
 from .device import send, versions
 from .distill import SoftTargets, Teacher
@@ -26,8 +26,19 @@ from .distributed import whole
 from .errors import UserError
 from .evaluate.encode import evaluating
 from .evaluate.tasks import HeldOut, validation_score
-from .health import SAMPLE, BadSteps, Signs, by_chance, clamped, collapsed, point_names, settle_points, spheres
-from .logs import AnyLog
+from .health import (
+    SAMPLE,
+    BadSteps,
+    Signs,
+    by_chance,
+    by_guess,
+    clamped,
+    collapsed,
+    point_names,
+    settle_points,
+    spheres,
+)
+from .logs import BAD_STEPS, AnyLog
 from .model import DualEncoder
 from .optim import Optimizer
 from .peers import Peers, everyone_says
@@ -43,6 +54,8 @@ HELD = 2**20
 # many seconds apart.
 SAVING_SHARE = 0.02
 SAVING_SECONDS = 30.0
+# Seconds that processes wait for the disk of the first one, or for the first batch of each.
+PATIENCE = 3600.0
 # Samples that the share of lost ones is judged by before an epoch is through.
 ENOUGH = 1000
 
@@ -75,7 +88,10 @@ class Loop:
         self.parts, self.come, self.config = parts, come, parts.config
         self.model, self.points = parts.loaded.model, point_names(parts.loaded.model)
         self.average = _average(self.model, self.config.optim.ema, average)
-        self.bad = BadSteps(self.config.optim.max_bad_steps, come.bad_steps)
+        self.bad = BadSteps(self.config.optim.max_bad_steps, come.bad_steps, come.bad_row)
+        # Statistics of batch norms, which a forward pass moves.
+        self._statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        self._fingerprint = parts.data.fingerprint()
         self._since = time.perf_counter()
         self._next_state = come.position.step + (self.config.save_every or 1)
 
@@ -102,22 +118,26 @@ class Loop:
                     self._stop(number, log)
                 if batch.step + 1 == steps:
                     break
-        self._save(LAST)
         if not self.come.best:
             self._save(BEST)
 
     def _batches(self) -> Iterator[Batch]:
         if self.come.position.step >= self.parts.steps:
-            return iter(())
+            return
         batches = self.parts.data.batches(self.come.position)
         if self.parts.peers.device.type == "cuda":
             batches = map(Batch.pinned, batches)
-        return prefetch(batches)
+        for number, batch in enumerate(prefetch(batches)):
+            if number == 0:
+                # To find its place in shards may take one process much longer than another.
+                self.parts.peers.barrier(PATIENCE)
+            yield batch
 
     def _one(self, batch: Batch, log: AnyLog, show: Callable[..., None]) -> None:
         done, optim, come, peers = batch.step + 1, self.config.optim, self.come, self.parts.peers
         # Layers that draw do so alike whenever this step is taken.
         reseed(self.config.seed, batch.step, peers.rank)
+        before = [buffer.clone() for buffer in self._statistics]
         soft = self._soft_targets(batch)
         loss, image_points, text_points = train_step(
             self.model,
@@ -135,9 +155,12 @@ class Loop:
         if logged and soft is not None:
             with torch.no_grad():
                 apart = {"divergence": soft.divergence(image_points, text_points).item()}
-        self.bad.watch(come.position, batch.keys, self.parts.optimizer.step(loss))
+        bad = self.parts.optimizer.step(loss)
+        self.bad.watch(done, batch.keys, bad)
+        for buffer, old in zip(self._statistics, before, strict=True):
+            buffer.copy_(buffer if bad is None else torch.where(bad, old, buffer))
         self.model.temperature.update(done / self.parts.steps)
-        if self.average is not None:
+        if self.average is not None and not (bad is not None and bad):
             self.average.update_parameters(self.model)
         self._note(batch)
         if logged or peers.device.type == "cpu":
@@ -154,42 +177,56 @@ class Loop:
         if done % every == 0 or done == self.parts.steps:
             self._validate(done, log)
             self._count_time(training=False)
-        if done >= self._next_state and done < self.parts.steps:
-            self._keep_state(log)
+        if done >= self._next_state or done == self.parts.steps:
+            self._settle(log)
+            # Within a row of bad steps the last good state stays the one to go on from.
+            if not self.bad.row or done == self.parts.steps:
+                self._keep_state(log)
 
     def _note(self, batch: Batch) -> None:
         """Count a batch, and stop where too many samples were lost on the way to it."""
         come = self.come
+        if batch.next.epoch != come.epoch:
+            self._judge_samples(whole=True)
+            come.epoch, come.read, come.missing = batch.next.epoch, 0, 0
         come.position = batch.next
         come.images += len(batch.squares) * self.parts.peers.world
+        come.read += len(batch.squares)
+        come.missing += batch.missing
         come.lost.update(batch.failed)
-        if batch.next.epoch == 0:
-            come.read += len(batch.squares)
-        # Each process judges what it has read itself once that is enough; the few of small data are judged together.
-        through = self.parts.peers.world == 1 and (batch.next.epoch > 0 or batch.step + 1 == self.parts.steps)
-        if come.lost and (through or come.read + come.lost.total() >= ENOUGH):
-            self.refuse_bad(come.lost, come.read)
+        self._judge_samples(whole=batch.step + 1 == self.parts.steps)
 
-    def refuse_bad(self, lost: Counter[str], read: int) -> None:
-        data = self.config.data
+    def _judge_samples(self, whole: bool) -> None:
+        """Stop where too many samples of this epoch were lost; of few, as soon as it is known as a `whole`.
+
+        Each process judges what it has read itself. The few of small data are judged together: see `refuse_bad`.
+        """
+        come = self.come
+        if come.missing and (come.read + come.missing >= ENOUGH or (whole and self.parts.peers.world == 1)):
+            self.refuse_bad(come.missing, come.read)
+        if come.lost and whole and self.parts.data.shards:
+            data = self.config.data
+            refuse_shards(come.lost, self.parts.data.shards, data.max_bad_fraction, data.data)
+
+    def refuse_bad(self, missing: int, read: int) -> None:
+        """Stop where so many samples of this epoch are more than `--max-bad-fraction` allows."""
+        come, data = self.come, self.config.data
+        first = come.epoch == 0 and come.lost.total() == missing
+        lost = come.lost if first else Counter({f"lost in epoch {come.epoch + 1}": missing})
         refuse_bad(lost, read, data.max_bad_fraction, data.data)
 
     def _settle(self, log: AnyLog) -> None:
         """Find out which of the last steps were not finite; they have moved nothing."""
         for step, keys in self.bad.settle():
-            log.note("bad_steps.jsonl", {"step": step.step + 1, "keys": list(keys)})
-        self.come.bad_steps = self.bad.count
-        if not self.bad.exhausted:
-            return
-        # As nothing was moved, this is the state before the first of them, which will come to the same again.
-        self.come.position = self.bad.row[0].place
-        self._keep_state(log)
-        count, first = len(self.bad.row), self.come.position.step + 1
-        raise UserError(
-            f"the loss or its gradient was not finite in {count} steps in a row, from step {first}: the run diverged. "
-            f"--resume {self.config.out} comes to them again (their samples: bad_steps.jsonl); --override lr with a "
-            "lower --lr, or an earlier start, may not"
-        )
+            every = [key for own in everyone_says(self.parts.peers, list(keys)) for key in own]
+            log.note(BAD_STEPS, {"step": step, "keys": every})
+        self.come.bad_steps, self.come.bad_row = self.bad.count, self.bad.row
+        if row := self.bad.exhausted:
+            raise UserError(
+                f"the loss or its gradient was not finite in {len(row)} steps in a row, from step {row[0]}: the run "
+                f"diverged. --resume {self.config.out} comes to them again (their samples: {BAD_STEPS}); --override lr "
+                "with a lower --lr, or other data, may not"
+            )
 
     def _look(self, image_points: Tensor, text_points: Tensor, log: AnyLog) -> None:
         """Say aloud what looks wrong in a logged step."""
@@ -200,6 +237,8 @@ class Loop:
         self._warn(spheres(images, topology), log)
         self._warn(collapsed(topology.similarity(images, texts), topology), log)
         self._warn(clamped(come.clamped, self.parts.steps, maximum), log)
+        if come.position.step == self.parts.steps and self.config.loss.loss == "info_nce":
+            self._warn(by_guess(come.last["loss"], self.config.optim.batch_size), log)
 
     def _warn(self, signs: Signs, log: AnyLog) -> None:
         for kind, warning in signs.items():
@@ -244,8 +283,10 @@ class Loop:
             self._warn(by_chance(score[headline], len(names)), log)
 
     def _save(self, name: str) -> None:
-        place = self.config.out / "checkpoints" / name
-        save_model(self.judged.model, self.config.model, place, self.config.data, write=self.parts.peers.rank == 0)
+        place, first = self.config.out / "checkpoints" / name, self.parts.peers.rank == 0
+        step = self.come.position.step
+        save_model(self.judged.model, self.config.model, place, self.config.data, write=first, step=step)
+        self.parts.peers.barrier(PATIENCE)
 
     def _keep_state(self, log: AnyLog) -> None:
         """Save a state, and decide which step the next one is due behind, the same on every process."""
@@ -256,27 +297,25 @@ class Loop:
             # What was logged before this moment is not logged again behind it.
             log.sync()
             save(state, self.config.out / "checkpoints", self.config.keep)
+        peers.barrier(PATIENCE)
         now = time.perf_counter()
         come.busy += now - self._since
         self._since = now
-        a_step = come.busy / max(come.position.step, 1)
-        apart = max(SAVING_SECONDS, (now - began) / SAVING_SHARE)
-        due = self.config.save_every or max(1, math.ceil(apart / a_step))
+        due = self.config.save_every or steps_between(now - began, come.busy / max(come.position.step, 1))
         self._next_state = come.position.step + peers.from_first(due)
 
     def _state(self) -> State:
         peers, come = self.parts.peers, self.come
         optimizer = self.parts.optimizer.state_dict()
-        weights = {name: whole(value) for name, value in self.model.state_dict().items()}
+        weights = {name: whole(value).cpu() for name, value in self.model.state_dict().items()}
         average = {} if self.average is None else self.average.module.state_dict()
         groups = {"model": weights, "average": average, "moments": optimizer["moments"]}
-        said = everyone_says(peers, {"position": come.position, "read": come.read, "lost": come.lost})
+        own = {"position": come.position, "read": come.read, "missing": come.missing, "lost": come.lost}
         facts = {
             "step": come.position.step,
-            "positions": [one["position"] for one in said],
+            "each": everyone_says(peers, own),
             "come": come.facts(),
-            "each": [{"read": one["read"], "lost": one["lost"]} for one in said],
-            "data": self.parts.data.fingerprint(),
+            "data": self._fingerprint,
             "config": to_json(self.config),
             "versions": versions(),
         }
@@ -284,13 +323,8 @@ class Loop:
         return State(tensors, facts)
 
     def _asked_to_stop(self, signals: Signals) -> int:
-        """The number of a signal that has come to any process; 0 for none. Of many, they agree at logged steps."""
-        peers = self.parts.peers
-        if peers.world == 1:
-            return signals.number
-        if self.come.position.step % self.config.log_every:
-            return 0
-        return int(peers.largest_(torch.tensor([signals.number], device=peers.device)))
+        """The number of a signal that has come to any process; 0 for none."""
+        return max(self.parts.peers.sizes(signals.number))
 
     def _stop(self, number: int, log: AnyLog) -> None:
         self._settle(log)
@@ -309,6 +343,17 @@ class Loop:
         self._since = now
 
 
+def steps_between(cost: float, a_step: float) -> int:
+    """How many steps of so many seconds there are between two states, of which each takes `cost` seconds.
+
+    Examples:
+        >>> from oblique_clip.loop import steps_between
+        >>> steps_between(cost=0.1, a_step=0.5), steps_between(cost=6.0, a_step=0.5)  # 30 s, and 2 % of 300 s
+        (60, 600)
+    """
+    return max(1, math.ceil(max(SAVING_SECONDS, cost / SAVING_SHARE) / a_step))
+
+
 def _average(model: DualEncoder, decay: float, weights: dict[str, Tensor] | None) -> AveragedModel | None:
     """A running average of the weights, which begins at those of the model; None without a decay."""
     if not decay:
@@ -324,6 +369,15 @@ def similarity_figures(model: DualEncoder, image_points: Tensor, text_points: Te
     """Mean similarity of pairs and of all others in a batch, and the margin between the two.
 
     Of a batch of fewer than two pairs there is nothing to say.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import load
+        >>> from oblique_clip.loop import similarity_figures
+        >>> model = load("tiny-oblique").model
+        >>> points = model.topology.project(torch.eye(128)[:2].view(2, 8, 16))
+        >>> similarity_figures(model, points, points)
+        {'positive': 8.0, 'negative': 7.0, 'margin': 1.0}
     """
     count, pairs, everything = len(image_points), image_points.new_zeros(()), image_points.new_zeros(())
     if count < 2:

@@ -18,7 +18,7 @@ from geoopt.utils import broadcast_shapes, size2shape
 from torch import Tensor
 from torch.linalg import vector_norm
 
-__all__ = ["TINY_NORM", "MeanMethod", "Oblique", "normalize_rows", "row_angle"]
+__all__ = ["TINY_NORM", "MeanMethod", "Oblique", "drift_of", "normalize_rows", "row_angle"]
 
 MeanMethod = Literal["extrinsic", "karcher"]
 
@@ -94,6 +94,19 @@ def row_angle(x: Tensor, y: Tensor) -> Tensor:
     x, y = _widen(x, y)
     # The norm has subgradient zero at zero, and atan2 is smooth, as its arguments never vanish together.
     return 2 * torch.atan2(_row_norm(x - y), _row_norm(x + y)).squeeze(-1)
+
+
+def drift_of(point: geoopt.ManifoldParameter | geoopt.ManifoldTensor) -> float:
+    """How far the numbers of a point are from where they would be on its manifold: the largest difference of one.
+
+    Examples:
+        >>> from oblique_clip.manifold import Oblique, drift_of
+        >>> point = Oblique().origin(8, 16)
+        >>> drift_of(point), round(drift_of(point.mul_(1.5)), 3)
+        (0.0, 0.5)
+    """
+    with torch.no_grad():
+        return float((point.manifold.projx(point) - point).abs().max())
 
 
 def _any_tangent(x: Tensor) -> Tensor:

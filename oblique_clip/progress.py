@@ -24,11 +24,16 @@ class Come:
     busy: float = 0.0
     """Seconds of training and of waiting for its data."""
     images: int = 0
+    epoch: int = 0
     read: int = 0
-    """Samples of the first epoch that could be used, by this process."""
+    """Samples of this epoch that could be used, by this process."""
+    missing: int = 0
+    """Those that could not."""
     lost: Counter[str] = field(default_factory=Counter)
-    """Those that could not, by cause."""
+    """Those of the first epoch that could not, by cause."""
     bad_steps: int = 0
+    bad_row: list[int] = field(default_factory=list)
+    """The bad steps since the last good one."""
     clamped: int = 0
     """Steps in a row with the scale at its clamp, of those that were logged."""
     drift: float = 0.0

@@ -96,13 +96,13 @@ def place_to_go_on(
     Examples:
         >>> from oblique_clip.peers import ALONE
         >>> from oblique_clip.resume import place_to_go_on
-        >>> facts = {"step": 9, "positions": [[0, 9, 9]], "data": {"pairs": 640}}
+        >>> facts = {"step": 9, "each": [{"position": [0, 9, 9]}], "data": {"pairs": 640}}
         >>> place_to_go_on(facts, {"pairs": 640}, ALONE)
         Position(epoch=0, batch=9, step=9)
         >>> place_to_go_on(facts, {"pairs": 640}, ALONE, fresh=True)
         Position(epoch=1, batch=0, step=9)
     """
-    positions = [Position(*position) for position in facts["positions"]]
+    positions = [Position(*one["position"]) for one in facts["each"]]
     if fresh:
         return Position(max(position.epoch for position in positions) + 1, 0, int(facts["step"]))
     if facts["data"] != fingerprint:

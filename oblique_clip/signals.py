@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-WATCHED = (signal.SIGINT, signal.SIGTERM)
+# The last, of a terminal that closes, is not known everywhere.
+WATCHED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Stopped(KeyboardInterrupt):
     """A run that a signal has ended in good order.
 
-    `status` is the exit status that says so: 130 for SIGINT, 143 for SIGTERM.
+    `status` is the exit status that says so: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP.
     """
 
     def __init__(self, number: int, message: str) -> None:

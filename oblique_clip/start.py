@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import replace
-from typing import Any
 
 from .checkpoint import load
 from .config import ModelConfig, TrainConfig
 from .errors import UserError
 from .model import DualEncoder
+from .resume import differences
 from .topology import parse_topology
 
 
@@ -37,7 +36,7 @@ def changed(config: ModelConfig, base: ModelConfig) -> ModelConfig:
     kept = replace(
         config, topology=base.topology, temperature=base.temperature, logit_bias=base.logit_bias, arch=free
     )  # fmt: skip
-    if stray := _differences(kept, base):
+    if stray := [name for name, _, _ in differences(kept, base)]:
         raise UserError(
             f"--{stray[0].replace('_', '-')} is a property of the model that --start-from names: leave it out"
         )
@@ -47,18 +46,6 @@ def changed(config: ModelConfig, base: ModelConfig) -> ModelConfig:
     from .interop.surgery import oblique_config
 
     return replace(oblique_config(replace(config, topology=base.topology), new.n, new.m), topology=config.topology)
-
-
-def _differences(one: Any, other: Any) -> list[str]:
-    """Names of the fields, and of those within them, that are not equal."""
-    names = []
-    for part in dataclasses.fields(one):
-        values = getattr(one, part.name), getattr(other, part.name)
-        if dataclasses.is_dataclass(values[0]):
-            names += _differences(*values)
-        elif values[0] != values[1]:
-            names.append(part.name)
-    return names
 
 
 def start_weights(model: DualEncoder, config: TrainConfig) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .checkpoint import read_tensors, write_tensors
+from .checkpoint import write_tensors
 from .errors import UserError
 
 FORMAT_VERSION = 1
@@ -60,8 +61,14 @@ class State:
         }
 
 
+class Damaged(ValueError):
+    """A file that is not what was written."""
+
+
 def save(state: State, folder: Path, keep: int) -> Path:
-    """Write a state, then remove all but the newest `keep` of those up to it: what lay ahead of it has not come to be.
+    """Write a state, then remove all but the newest `keep` of those up to it.
+
+    What lay ahead of it, a future that a run has turned from, is set aside under another name.
 
     Raises:
         OSError: where it cannot be written; the states that were there before are untouched.
@@ -70,22 +77,46 @@ def save(state: State, folder: Path, keep: int) -> Path:
     facts = json.dumps({"format_version": FORMAT_VERSION, **state.facts})
     write_tensors(path, state.tensors, {"facts": facts, "sha256": _digest(state.tensors, facts)})
     every = _paths(folder)
-    kept = every[every.index(path) :][:keep]
-    for other in every:
-        if other not in kept:
-            other.unlink(missing_ok=True)
+    place = every.index(path)
+    for ahead in every[:place]:
+        ahead.replace(ahead.with_suffix(".set-aside"))
+    for old in every[place + keep :]:
+        old.unlink(missing_ok=True)
     return path
 
 
 def newest(folder: Path) -> tuple[State | None, list[str]]:
-    """The newest state that is intact, None where there is none, and what is wrong with those newer than it."""
+    """The newest state that is intact, None where there is none, and what is wrong with those newer than it.
+
+    Raises:
+        UserError: for a state of another format, or one that the system does not let us read: it may be intact.
+    """
     damaged: list[str] = []
     for path in _paths(folder):
         try:
             return _read(path), damaged
-        except UserError as error:
+        except Damaged as error:
             damaged.append(str(error))
     return None, damaged
+
+
+def at_step(folder: Path, step: int) -> State:
+    """The state behind so many steps.
+
+    Raises:
+        UserError: where it is not there, or damaged.
+    """
+    path = folder / f"state-{step:08d}.safetensors"
+    try:
+        return _read(path)
+    except Damaged as error:
+        raise UserError(f"{error}, but another process could read it: do all see the same folder?") from error
+
+
+def clear(folder: Path) -> None:
+    """Remove all states, and what was left unfinished."""
+    for path in (*folder.glob("state-*"), *folder.glob("*.part")):
+        path.unlink(missing_ok=True)
 
 
 def _paths(folder: Path) -> list[Path]:
@@ -95,9 +126,16 @@ def _paths(folder: Path) -> list[Path]:
 
 
 def _read(path: Path) -> State:
-    tensors, header = read_tensors(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            header = file.metadata() or {}
+    except SafetensorError as error:
+        raise Damaged(f"{path} is damaged: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; nothing was changed") from error
     if header.get("sha256") != _digest(tensors, header.get("facts", "")):
-        raise UserError(f"{path} is damaged: its checksum is another")
+        raise Damaged(f"{path} is damaged: its checksum is another")
     facts = json.loads(header["facts"])
     if facts["format_version"] != FORMAT_VERSION:
         raise UserError(f"{path} has format version {facts['format_version']}; this library reads {FORMAT_VERSION}")

@@ -12,14 +12,24 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from .checkpoint import BEST, LAST, Loaded, load, save_model
-from .config import DataConfig, OptimConfig, TrainConfig, check_ranges, to_json, write_json
+from .checkpoint import BEST, LAST, Loaded, check_points, load, save_model, step_of
+from .config import (
+    DataConfig,
+    OptimConfig,
+    TrainConfig,
+    check_ranges,
+    from_json,
+    read_run_config,
+    to_json,
+    write_json,
+)
 from .data.batches import MapBatches, TrainingData
 from .data.order import Share
 from .data.sources import open_training_data
@@ -30,14 +40,14 @@ from .errors import UserError
 from .evaluate.calibration import FITTED
 from .evaluate.tasks import HeldOut, calibration_scales, evaluate_emoji
 from .logs import Log, Silent, loggers_of
-from .loop import Loop, Parts
-from .model import create_model, preprocess_of, tokenizer_of
+from .loop import PATIENCE, Loop, Parts
+from .model import DualEncoder, create_model, preprocess_of, tokenizer_of
 from .optim import Optimizer
 from .peers import Peers, everyone_says
 from .progress import Come
-from .resume import ORDER, place_to_go_on
+from .resume import ORDER, check_same, differences, place_to_go_on
 from .start import start_weights
-from .state import State, newest
+from .state import State, at_step, clear, newest
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
@@ -91,33 +101,42 @@ def train(
     loggers_of(config.log)
     if config.threads:
         torch.set_num_threads(config.threads)
-    with _told(config), joined(config.device, ring=config.optim.ring) as peers:
+    with _told(config):
         began = time.perf_counter()
-        loop = _prepare(config, peers, resume, override)
-        config.out.mkdir(parents=True, exist_ok=True)
-        # Before the folder says that a run has begun: a logger may refuse.
-        with Log(config, loop.come.position.step) if peers.rank == 0 else Silent() as log:
-            if peers.rank == 0:
-                write_json(config.out / "config.json", to_json(config))
-                _record_noise(config.out, config.data, loop.parts.data)
-            loop.run(log, quiet or peers.rank > 0)
-        lost = sum(map(Counter, everyone_says(peers, loop.come.lost)), Counter[str]())
-        if lost:
-            loop.refuse_bad(lost, sum(everyone_says(peers, loop.come.read)))
-        trained, memory = time.perf_counter() - began, peak_memory_mib(peers.device)
-    if peers.rank > 0:
-        return {}
-    result = {
-        **_figures(loop),
-        "train_seconds": round(trained, 2),
-        "wall_seconds": round(time.perf_counter() - began, 2),
-        "peak_memory_mib": memory,
-        "skipped": dict(lost + loop.parts.data.left_out),
-        "processes": peers.world,
-        "command": " ".join(["oblique-clip", *sys.argv[1:]]),
-    }
-    write_json(config.out / "result.json", result)
+        with joined(config.device, ring=config.optim.ring) as peers:
+            loop = _prepare(config, peers, resume, override)
+            peers.barrier(PATIENCE)
+            lost = _run(loop, quiet)
+            trained, memory = time.perf_counter() - began, peak_memory_mib(peers.device)
+        if peers.rank > 0:
+            return {}
+        result = {
+            **_figures(loop),
+            "train_seconds": round(trained, 2),
+            "wall_seconds": round(time.perf_counter() - began, 2),
+            "peak_memory_mib": memory,
+            "skipped": dict(lost + loop.parts.data.left_out),
+            "processes": peers.world,
+            "command": " ".join(["oblique-clip", *sys.argv[1:]]),
+        }
+        write_json(config.out / "result.json", result)
+        clear(config.out / "checkpoints")
     return result
+
+
+def _run(loop: Loop, quiet: bool) -> Counter[str]:
+    """Run a loop with its log, and give what was lost of the data by all processes, by cause."""
+    config, peers, come = loop.config, loop.parts.peers, loop.come
+    config.out.mkdir(parents=True, exist_ok=True)
+    # Before the folder says that a run has begun: a logger may refuse.
+    with Log(config, come.position.step) if peers.rank == 0 else Silent() as log:
+        if peers.rank == 0:
+            write_json(config.out / "config.json", to_json(config))
+            _record_noise(config.out, config.data, loop.parts.data)
+        loop.run(log, quiet or peers.rank > 0)
+    if peers.world > 1 and (missing := sum(everyone_says(peers, come.missing))):
+        loop.refuse_bad(missing, sum(everyone_says(peers, come.read)))
+    return sum(map(Counter, everyone_says(peers, come.lost)), Counter[str]())
 
 
 def _prepare(config: TrainConfig, peers: Peers, resume: bool, override: Sequence[str]) -> Loop:
@@ -133,12 +152,12 @@ def _prepare(config: TrainConfig, peers: Peers, resume: bool, override: Sequence
     share = Share(peers.rank, peers.world)
     data = open_training_data(config.data, tokenizer, config.optim.batch_size, side, config.seed, share)
     steps = total_steps(config.optim, data)
-    state = _state_to_go_on(config, resume)
+    state, fresh = _state_to_go_on(config, peers, resume, override)
     torch.manual_seed(config.seed)
     model = create_model(config.model, config.loss.loss, pretrained=config.start_from is None and state is None)
     model.to(peers.device)
     if state is not None:
-        model.load_state_dict(state.group("model"))
+        _load(model, state)
     elif config.start_from:
         start_weights(model, config)
     model.set_grad_checkpointing(config.optim.grad_checkpointing)
@@ -151,7 +170,8 @@ def _prepare(config: TrainConfig, peers: Peers, resume: bool, override: Sequence
     optimizer = Optimizer(model, config.optim, steps)
     come, average = Come(), None
     if state is not None:
-        come = _come_of(state, data, peers, fresh=not set(override).isdisjoint(ORDER))
+        come = _come_of(state, data, peers, fresh)
+        _forget_other_best(come, config)
         optimizer.load_state_dict({"steps": state.step, "moments": state.group("moments")})
         average = state.group("average") or None
     loaded = Loaded(model, preprocess_of(model), tokenizer)
@@ -167,39 +187,79 @@ def _check_many(config: TrainConfig, peers: Peers) -> None:
         )
 
 
-def _state_to_go_on(config: TrainConfig, resume: bool) -> State | None:
-    """The newest intact state where a run is gone on with; None for one that begins.
+def _state_to_go_on(
+    config: TrainConfig, peers: Peers, resume: bool, override: Sequence[str]
+) -> tuple[State | None, bool]:
+    """The newest intact state where a run is gone on with, None for one that begins, and whether an epoch begins anew.
 
     Raises:
         UserError: where the folder holds a run that is finished, or one that is not to be gone on with.
     """
-    if (config.out / "result.json").exists():
+    if peers.from_first((config.out / "result.json").exists()):
         raise UserError(f"{config.out} holds a finished run; name another --out or remove it")
     if not resume:
-        if (config.out / "config.json").exists():
+        if peers.from_first((config.out / "config.json").exists()):
             raise UserError(
                 f"{config.out} holds a run that is not finished: go on with --resume {config.out}, or remove it"
             )
-        return None
-    state, damaged = newest(config.out / "checkpoints")
+        return None, False
+    state = _newest_of_first(config.out / "checkpoints", peers)
+    if state is None:
+        check_same(replace(read_run_config(config.out), out=config.out), config, override, config.out)
+        return None, False
+    before = from_json(TrainConfig, state.facts["config"], f"the state of step {state.step}")
+    check_same(before, config, override, config.out)
+    return state, any(name in ORDER for name, _, _ in differences(before, config))
+
+
+def _newest_of_first(folder: Path, peers: Peers) -> State | None:
+    """What the first process finds to be newest, on all of them."""
+    state, damaged = newest(folder) if peers.rank == 0 else (None, [])
     for reason in damaged:
         print(f"oblique-clip: left alone: {reason}", file=sys.stderr)
-    where = "its first step, as it has no intact state" if state is None else f"step {state.step:,}"
-    print(f"oblique-clip: {config.out} goes on from {where}", file=sys.stderr)
-    return state
+    if damaged and state is None:
+        raise UserError(
+            f"no state in {folder} can be read, and nothing was changed: mend that, or move it away to begin again"
+        )
+    step = peers.from_first(None if state is None else state.step)
+    if peers.rank == 0:
+        where = "its first step, as it has no state yet" if step is None else f"step {step:,}"
+        print(f"oblique-clip: {folder.parent} goes on from {where}", file=sys.stderr)
+        return state
+    return None if step is None else at_step(folder, step)
+
+
+def _load(model: DualEncoder, state: State) -> None:
+    try:
+        model.load_state_dict(state.group("model"))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"the weights of step {state.step:,} do not fit the model that is asked for: {reason}"
+        ) from error
+    check_points(model, f"the state of step {state.step:,}")
 
 
 def _come_of(state: State, data: TrainingData, peers: Peers, fresh: bool) -> Come:
+    """What a state says of this process: its own counts where there are as many as before, else they begin anew."""
     place = place_to_go_on(state.facts, data.fingerprint(), peers, stream=data.pairs is None, fresh=fresh)
-    come = Come.of(state.facts["come"], place)
-    each = state.facts["each"]
+    come, each = Come.of(state.facts["come"], place), state.facts["each"]
     if len(each) == peers.world:
-        come.read, come.lost = each[peers.rank]["read"], Counter(each[peers.rank]["lost"])
-    elif peers.rank == 0:
-        come.read, come.lost = sum(one["read"] for one in each), sum((Counter(one["lost"]) for one in each), Counter())
-    else:
-        come.read, come.lost = 0, Counter()
+        own = each[peers.rank]
+        come.read, come.missing, come.lost = own["read"], own["missing"], Counter(own["lost"])
+        return come
+    come.read = come.missing = 0
+    again = place.epoch == 0 and place.batch == 0
+    lost = sum((Counter(one["lost"]) for one in each), Counter[str]())
+    come.lost = lost if peers.rank == 0 and not again else Counter()
     return come
+
+
+def _forget_other_best(come: Come, config: TrainConfig) -> None:
+    """A best checkpoint of a future that the run has turned from is none of this run."""
+    path = config.out / "checkpoints" / BEST
+    if come.best and (not path.exists() or step_of(path) != come.best["step"]):
+        come.best = {}
 
 
 def _figures(loop: Loop) -> dict[str, Any]:
@@ -227,6 +287,7 @@ def _figures(loop: Loop) -> dict[str, Any]:
         "images_per_second": round(loop.rate(), 1),
         "bad_steps": come.bad_steps,
         "warnings": list(come.warnings.values()),
+        "drift": come.drift,
         "resumed": come.resumed,
         "versions": versions(),
         "device": str(device),

@@ -60,7 +60,8 @@ def is_safetensors(start: bytes) -> bool:
 
 def is_torch(start: bytes) -> bool:
     """Whether a file that starts so is what `torch.save` or pickle writes."""
-    return start.startswith((ZIP, pickle.PROTO))
+    # The length of safetensors' header, which stands first, may begin with any of these bytes.
+    return start.startswith((ZIP, pickle.PROTO)) and not is_safetensors(start)
 
 
 def first_bytes(path: Path) -> bytes:

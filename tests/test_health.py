@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from oblique_clip import create_model, load, model_config, optim, parse_topology
 from oblique_clip.config import Architecture, DataConfig, OptimConfig, TrainConfig
-from oblique_clip.data.order import Position
 from oblique_clip.errors import UserError
 from oblique_clip.health import BadSteps, collapsed, point_names, settle_points, spheres
 from oblique_clip.model import DualEncoder
@@ -69,12 +68,17 @@ def test_a_step_that_is_not_finite_moves_nothing(
 
 def test_bad_steps_are_counted_and_those_in_a_row_end_a_run() -> None:
     bad = BadSteps(limit=3)
-    for step, flag in enumerate([True, True, False, True, True, True]):
-        bad.watch(Position(step=step), (str(step),), torch.tensor(flag))
-        if step == 4:
-            assert [found.place.step for found in bad.settle()] == [0, 1, 3, 4] and not bad.exhausted
-    assert [found.keys for found in bad.settle()] == [("5",)]
-    assert bad.exhausted and bad.count == 5 and bad.row[0].place.step == 3
+    for step, flag in enumerate([True, True, False, True, True, True, False], 1):
+        bad.watch(step, (str(step),), torch.tensor(flag))
+        if step == 5:
+            assert [found.step for found in bad.settle()] == [1, 2, 4, 5] and not bad.exhausted
+    assert [found.keys for found in bad.settle()] == [("6",)]
+    assert bad.count == 5 and bad.row == [] and bad.exhausted == [4, 5, 6], "a good step behind does not undo it"
+    assert BadSteps(limit=3, count=5, row=[8, 9]).settle() == []
+    again = BadSteps(limit=3, count=2, row=[8, 9])
+    again.watch(10, (), torch.tensor(True))
+    again.settle()
+    assert again.exhausted == [8, 9, 10], "a row goes on where a run does"
 
 
 def config(out: Path, **optim: Any) -> TrainConfig:
@@ -116,7 +120,8 @@ def test_a_run_that_diverges_ends_and_can_be_come_to_again(tmp_path: Path, monke
             train(config(tmp_path / "run", max_bad_steps=2), quiet=True)
     assert not (tmp_path / "run" / "result.json").exists()
     with monkeypatch.context() as patch:
-        poisoned(patch, {1, 2})
+        # From the state of step 1, the newest before them.
+        poisoned(patch, {2, 3})
         with pytest.raises(UserError, match="from step 3: the run diverged"):
             train(config(tmp_path / "run", max_bad_steps=2), quiet=True, resume=True)
     train(config(tmp_path / "run", max_bad_steps=2), quiet=True, resume=True)

@@ -167,7 +167,9 @@ def test_a_logger_is_told_how_the_run_ended_and_closed_if_a_later_one_refuses(
     fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends: list[dict[str, Any]] = []
-    started = SimpleNamespace(log=lambda *args, **settings: None, finish=lambda **settings: ends.append(settings))
+    started = SimpleNamespace(
+        id="a1", log=lambda *args, **settings: None, finish=lambda **settings: ends.append(settings)
+    )
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
     monkeypatch.setitem(sys.modules, "wandb", logger_of("wandb", lambda **settings: started))
     config = TrainConfig(out=tmp_path, log="wandb")

@@ -56,6 +56,8 @@ class Batch:
     """Where the stream goes on behind it."""
     failed: Counter[str] = field(default_factory=Counter)
     """Samples lost since the batch before, by cause: in the first epoch alone, as they are lost in each."""
+    missing: int = 0
+    """How many were lost since the batch before, in any epoch."""
 
     def pinned(self) -> Batch:
         """The same in page-locked memory, which a GPU copies from without anyone waiting."""
@@ -74,6 +76,11 @@ class TrainingData(Protocol):
     @property
     def pairs(self) -> int | None:
         """Pairs an epoch; None for a stream of unknown length."""
+        ...
+
+    @property
+    def shards(self) -> int:
+        """Files that hold many samples each; 0 where every sample has its own."""
         ...
 
     def batches(self, start: Position = START) -> Iterator[Batch]:
@@ -117,19 +124,21 @@ def endless(
         [2, 3] Position(epoch=4, batch=2, step=10)
         [0, 1] Position(epoch=5, batch=1, step=11)
     """
-    step, lost = start.step, Lost()
+    step, lost, again = start.step, Lost(), Lost()
     for epoch in itertools.count(start.epoch):
         behind, before = start.batch if epoch == start.epoch else 0, step
-        counted = lost if epoch == 0 else Lost()
+        counted = lost if epoch == 0 else again
         for number, planned in enumerate(plan(epoch, counted)):
             if number < behind:
-                lost.clear()  # that batch has said it
+                counted.clear()  # that batch has said it
                 continue
             batch = read(planned, step, counted)
             if len(batch.squares) >= smallest:
                 step += 1
-                yield replace(batch, next=Position(epoch, number + 1, step), failed=Counter(lost))
+                missing = counted.total()
+                yield replace(batch, next=Position(epoch, number + 1, step), failed=Counter(lost), missing=missing)
                 lost.clear()
+                again.clear()
         if step == before and not behind:
             raise UserError(f"no batch of an epoch has {smallest} images that can be read")
 
@@ -242,6 +251,7 @@ class MapBatches:
         self._part, self._smallest = share.part(batch_size), smallest_batch(share)
         self._twins: Literal["avoid", "allow"] = twins
         self.pairs: int | None = len(source)
+        self.shards = 0
         self.caption_rows = noise_permutation(len(source), noise, seed)
         self._groups = source.groups()[self.caption_rows]
         if not len(source) or not epoch_batches(self._groups, batch_size, seed, 0, twins):

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from ..errors import UserError
 
 LONGEST_CAPTION = 10_000
+# Of a whole file of samples, beside which a sample weighs nothing.
+SHARD_CAUSES = ("damaged shard", "unreadable shard")
 # Unicode's category Cc, without tab and line breaks.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
@@ -117,7 +119,8 @@ def refuse_bad(bad: Counter[str], good: int, limit: float, where: str) -> None:
     """Stop where more samples are lost than a user has agreed to.
 
     Args:
-        bad, good: samples lost, by cause, and samples that can be used.
+        bad: samples lost, by cause.
+        good: samples that can be used.
         limit: the largest share of `bad` among all, from 0 to 1.
 
     Raises:
@@ -138,4 +141,29 @@ def refuse_bad(bad: Counter[str], good: int, limit: float, where: str) -> None:
         raise UserError(
             f"{where}: {lost:,} of {lost + good:,} samples are lost ({by_cause(bad)}); "
             f"--max-bad-fraction allows a share of {limit:g}"
+        )
+
+
+def refuse_shards(bad: Counter[str], shards: int, limit: float, where: str) -> None:
+    """Stop where more shards are damaged than a user has agreed to lose of samples.
+
+    In `bad` each counts as one sample, whatever it held.
+
+    Raises:
+        UserError: with their number.
+
+    Examples:
+        >>> from collections import Counter
+        >>> from oblique_clip.data.faults import refuse_shards
+        >>> refuse_shards(Counter({"damaged shard": 1}), shards=20, limit=0.05, where="x-{00..19}.tar")
+        >>> refuse_shards(Counter({"damaged shard": 2}), shards=20, limit=0.05, where="x-{00..19}.tar")
+        Traceback (most recent call last):
+            ...
+        oblique_clip.errors.UserError: x-{00..19}.tar: 2 of 20 shards are damaged; --max-bad-fraction allows a share
+        of 0.05
+    """
+    gone = sum(bad[cause] for cause in SHARD_CAUSES)
+    if gone > limit * shards:
+        raise UserError(
+            f"{where}: {gone:,} of {shards:,} shards are damaged; --max-bad-fraction allows a share of {limit:g}"
         )

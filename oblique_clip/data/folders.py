@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .faults import Lost, cause_of
-from .images import READ_ERRORS, decode_square
+from .images import READ_ERRORS, decode_square, formats
 
 
 @cache
@@ -27,7 +27,7 @@ def picture_suffixes() -> frozenset[str]:
         >>> ".txt" in picture_suffixes(), ".pdf" in picture_suffixes()  # PIL writes some that it cannot read
         (False, False)
     """
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in formats())
 
 
 def is_picture(path: Path) -> bool:

@@ -11,6 +11,7 @@ import stat
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,8 @@ from .faults import BadSample
 # What readers of pictures raise for a file that is none, be they ours (`BadSample`) or another library's.
 READ_ERRORS = (OSError, ValueError)
 
+# Pillow hands these to another program: Ghostscript, or what Windows has.
+HANDED_ON = ("EPS", "WMF")
 # Above so many Pillow warns of a decompression bomb. Such a picture is refused here before it is decoded.
 MAX_PIXELS = 89_478_485
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -116,6 +119,13 @@ def decode_square(source: bytes | Path | Image.Image, side: int) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+@cache
+def formats() -> tuple[str, ...]:
+    """What Pillow reads by itself, whatever a file is called."""
+    Image.init()
+    return tuple(kind for kind in Image.OPEN if kind not in HANDED_ON)
+
+
 def _read(source: bytes | Path) -> Image.Image:
     if isinstance(source, bytes):
         size = len(source)
@@ -126,7 +136,7 @@ def _read(source: bytes | Path) -> Image.Image:
         size = status.st_size
     if not size:
         raise BadSample("empty file")
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats()) as opened:
         if opened.width * opened.height > MAX_PIXELS:
             raise BadSample("image too large", f"{opened.width} x {opened.height} pixels")
         return to_rgb(opened)

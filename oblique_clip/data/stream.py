@@ -72,6 +72,7 @@ class ShardBatches:
         part = share.part(batch_size)
         self._first, self._batch_size = part.start, part.stop - part.start
         self.left_out: Counter[str] = Counter()
+        self.shards = len(self._urls)
 
     def batches(self, start: Position = START) -> Iterator[Batch]:
         return endless(self._plan, self._read, start, smallest_batch(self._share))

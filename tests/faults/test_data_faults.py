@@ -499,3 +499,17 @@ def test_a_key_that_is_no_text_has_a_name_that_can_be_written(tmp_path: Path) ->
     lost = Lost()
     (pair,) = pairs_of(read_records([str(path)], lost), lost)
     assert pair.name.encode() == rb"x.tar/\udcfe" and lost.examples["no caption"].encode() == rb"x.tar/\udcff"
+
+
+def test_no_picture_starts_another_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript by any name: Pillow would have Ghostscript run it."""
+
+    def started(*args: object, **options: object) -> None:
+        raise AssertionError(f"{args} was started")
+
+    for name in ("run", "call", "check_call", "check_output", "Popen"):
+        monkeypatch.setattr(subprocess, name, started)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(BadSample, match="unreadable image"):
+        decode_square(script, 8)

@@ -211,7 +211,8 @@ def test_a_rank_that_dies_ends_the_job_with_its_cause(pictures: Path, tmp_path: 
         process.kill()
     assert time.monotonic() - began < 60
     assert process.returncode not in (0, None)
-    assert "Signal 9 (SIGKILL)" in said or "is gone" in said
+    # torchrun ends the others at once; what they say when nobody does is tested with `joined`.
+    assert "Signal 9 (SIGKILL)" in said
     assert not (out / "result.json").exists()
     kept, damaged = newest(out / "checkpoints")
     assert kept is not None and not damaged
