@@ -247,11 +247,12 @@ def _come_of(state: State, data: TrainingData, peers: Peers, fresh: bool) -> Com
     if len(each) == peers.world:
         own = each[peers.rank]
         come.read, come.missing, come.lost = own["read"], own["missing"], Counter(own["lost"])
-        return come
-    come.read = come.missing = 0
-    again = place.epoch == 0 and place.batch == 0
-    lost = sum((Counter(one["lost"]) for one in each), Counter[str]())
-    come.lost = lost if peers.rank == 0 and not again else Counter()
+    else:
+        # The first process keeps what all have lost, unless it is read again from the start.
+        lost = sum((Counter(one["lost"]) for one in each), Counter[str]())
+        come.lost = lost if peers.rank == 0 and (place.epoch or place.batch) else Counter()
+    if len(each) != peers.world or place.epoch != come.epoch:
+        come.epoch, come.read, come.missing = place.epoch, 0, 0
     return come
 
 

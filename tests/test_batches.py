@@ -272,6 +272,7 @@ def test_pairs_that_cannot_be_read_are_left_out_and_the_rest_keep_their_captions
         assert all(text == NUMBERS[row] for row, text in read_back(batch))
     assert sorted(row for batch in batches[:3] for row, _ in read_back(batch)) == [0, 1, 4, 5, 6, 8, 9, 10, 11]
     assert sum((batch.failed for batch in batches), Counter()) == {"broken": 3}  # the first epoch counts
+    assert sum(batch.missing for batch in batches) == 6  # they are missed in both
 
 
 def test_a_batch_of_which_nothing_can_be_read_is_passed_over() -> None:

@@ -223,7 +223,7 @@ def test_a_folder_for_json_is_refused_before_anything_is_measured(tmp_path: Path
 def test_the_readmes_show_the_committed_figures() -> None:
     from experiments.bench import table
 
-    report = json.loads(table.FIGURES.read_text(encoding="utf-8"))
+    reports = table.read()
     for path, block in table.PLACES:
         text = path.read_text(encoding="utf-8")
-        assert block(report) in text and table.filled(text, block(report)) == text
+        assert block(reports) in text and table.filled(text, block(reports)) == text

@@ -1,19 +1,21 @@
 """The figures of a bench as Markdown: every row for the README beside this file, the main ones for that at the top.
 
-python -m experiments.bench.table          # writes both from cpu.json
+python -m experiments.bench.table          # writes both from cpu*.json
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from oblique_clip.bench.run import VERDICTS, figure
 
 FOLDER = Path(__file__).parent
-FIGURES = FOLDER / "cpu.json"
+FIGURES = ("cpu.json", "cpu-classifier.json")
+Report = dict[str, Any]
 HEADING = ["| what | peer | ours | peer's | ratio | aim | |", "|---|---|---|---|---|---|---|"]
 
 
@@ -53,7 +55,17 @@ def line(row: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def machine(report: dict[str, Any]) -> str:
+def rows(reports: Sequence[Report]) -> Iterator[dict[str, Any]]:
+    for report in reports:
+        yield from report["rows"]
+
+
+def machines(reports: Sequence[Report]) -> str:
+    """The command, machine and versions of each report."""
+    return "\n\n".join(_machine(report) for report in reports)
+
+
+def _machine(report: Report) -> str:
     where = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     return (
@@ -62,21 +74,21 @@ def machine(report: dict[str, Any]) -> str:
     )
 
 
-def whole(report: dict[str, Any]) -> str:
+def whole(reports: Sequence[Report]) -> str:
     """Every row, every note, and where they come from."""
-    notes = [f"- {title(row)}, {row['peer_name']}: {row['note']}" for row in report["rows"] if row["note"]]
-    return "\n".join([*HEADING, *map(line, report["rows"]), "", *notes, "", machine(report)])
+    notes = [f"- {title(row)}, {row['peer_name']}: {row['note']}" for row in rows(reports) if row["note"]]
+    return "\n".join([*HEADING, *map(line, rows(reports)), "", *notes, "", machines(reports)])
 
 
-def short(report: dict[str, Any]) -> str:
+def short(reports: Sequence[Report]) -> str:
     """The rows of `HEADLINES`."""
     chosen = [
         line(row)
         for headline in HEADLINES
-        for row in report["rows"]
+        for row in rows(reports)
         if re.match(headline.what, title(row)) and re.fullmatch(headline.peers, row["peer_name"])
     ]
-    return "\n".join([*HEADING, *chosen, "", machine(report)])
+    return "\n".join([*HEADING, *chosen, "", machines(reports)])
 
 
 def filled(text: str, block: str) -> str:
@@ -89,10 +101,13 @@ def filled(text: str, block: str) -> str:
 PLACES = ((FOLDER / "README.md", whole), (FOLDER.parents[1] / "README.md", short))
 
 
+def read() -> list[Report]:
+    return [json.loads((FOLDER / name).read_text(encoding="utf-8")) for name in FIGURES]
+
+
 def main() -> None:
-    report = json.loads(FIGURES.read_text(encoding="utf-8"))
     for path, block in PLACES:
-        path.write_text(filled(path.read_text(encoding="utf-8"), block(report)), encoding="utf-8")
+        path.write_text(filled(path.read_text(encoding="utf-8"), block(read())), encoding="utf-8")
 
 
 if __name__ == "__main__":
