@@ -8,6 +8,7 @@ whole batch, and what a rank has of a parameter's gradient is its part of the su
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import warnings
@@ -330,6 +331,8 @@ class _Sharded(_Parallel):
 def clip_gradients(parameters: Iterable[nn.Parameter], longest: float) -> Tensor:
     """Scale gradients so that together they are no longer than `longest`; gives their length before, on every rank.
 
+    With `longest` infinite they are measured alone.
+
     As `nn.utils.clip_grad_norm_`, which does not take gradients that are on this rank together with parts of others.
 
     Examples:
@@ -347,7 +350,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], longest: float) -> Tensor
     kinds = [[p for p in held if isinstance(p.grad, DTensor) is parts] for parts in (False, True)]
     lengths = [nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds if kind]
     whole = torch.stack([n.full_tensor() if isinstance(n, DTensor) else n for n in lengths]).norm()
-    for kind in filter(None, kinds):
+    for kind in filter(None, kinds if longest < math.inf else ()):
         nn.utils.clip_grads_with_norm_(kind, longest, whole)
     return whole
 
