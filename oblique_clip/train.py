@@ -205,11 +205,14 @@ def _state_to_go_on(
         return None, False
     state = _newest_of_first(config.out / "checkpoints", peers)
     if state is None:
-        check_same(replace(read_run_config(config.out), out=config.out), config, override, config.out)
-        return None, False
-    before = from_json(TrainConfig, state.facts["config"], f"the state of step {state.step}")
+        before, where = replace(read_run_config(config.out), out=config.out), "its first step, as it has no state yet"
+    else:
+        where = f"step {state.step:,}"
+        before = from_json(TrainConfig, state.facts["config"], f"the state of {where}")
     check_same(before, config, override, config.out)
-    return state, any(name in ORDER for name, _, _ in differences(before, config))
+    if peers.rank == 0:
+        print(f"oblique-clip: {config.out} goes on from {where}", file=sys.stderr)
+    return state, state is not None and any(name in ORDER for name, _, _ in differences(before, config))
 
 
 def _newest_of_first(folder: Path, peers: Peers) -> State | None:
@@ -222,11 +225,9 @@ def _newest_of_first(folder: Path, peers: Peers) -> State | None:
             f"no state in {folder} can be read, and nothing was changed: mend that, or move it away to begin again"
         )
     step = peers.from_first(None if state is None else state.step)
-    if peers.rank == 0:
-        where = "its first step, as it has no state yet" if step is None else f"step {step:,}"
-        print(f"oblique-clip: {folder.parent} goes on from {where}", file=sys.stderr)
+    if peers.rank == 0 or step is None:
         return state
-    return None if step is None else at_step(folder, step)
+    return at_step(folder, step)
 
 
 def _load(model: DualEncoder, state: State) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from oblique_clip.bench.run import VERDICTS, figure
 
 FOLDER = Path(__file__).parent
-FIGURES = ("cpu.json", "cpu-classifier.json")
+FIGURES = ("cpu.json", "cpu-optimizer.json", "cpu-classifier.json")
 Report = dict[str, Any]
 HEADING = ["| what | peer | ours | peer's | ratio | aim | |", "|---|---|---|---|---|---|---|"]
 
