@@ -42,7 +42,7 @@ from .logs import BAD_STEPS, AnyLog
 from .model import DualEncoder
 from .optim import Optimizer
 from .peers import Peers, everyone_says
-from .progress import Come, progress_bar
+from .progress import COUNTS, Come, progress_bar
 from .signals import Signals, Stopped, watched
 from .state import State, reseed, save
 from .step import Towers, train_step
@@ -192,27 +192,29 @@ class Loop:
         come.position = batch.next
         come.images += len(batch.squares) * self.parts.peers.world
         come.read += len(batch.squares)
+        come.used += len(batch.squares)
         come.missing += batch.missing
+        come.gone += batch.missing
         come.lost.update(batch.failed)
-        self._judge_samples(whole=batch.step + 1 == self.parts.steps)
+        # Of a later epoch that has only begun, a few samples say nothing.
+        self._judge_samples(whole=come.epoch == 0 and batch.step + 1 == self.parts.steps)
 
     def _judge_samples(self, whole: bool) -> None:
         """Stop where too many samples of this epoch were lost; of few, as soon as it is known as a `whole`.
 
-        Each process judges what it has read itself. The few of small data are judged together: see `refuse_bad`.
+        Each process judges what it has read itself. The few of small data are judged together, at the end.
         """
         come = self.come
         if come.missing and (come.read + come.missing >= ENOUGH or (whole and self.parts.peers.world == 1)):
-            self.refuse_bad(come.missing, come.read)
+            lost = come.lost if come.epoch == 0 else Counter({f"lost in epoch {come.epoch + 1}": come.missing})
+            self.refuse_bad(lost, come.read)
         if come.lost and whole and self.parts.data.shards:
             data = self.config.data
             refuse_shards(come.lost, self.parts.data.shards, data.max_bad_fraction, data.data)
 
-    def refuse_bad(self, missing: int, read: int) -> None:
-        """Stop where so many samples of this epoch are more than `--max-bad-fraction` allows."""
-        come, data = self.come, self.config.data
-        first = come.epoch == 0 and come.lost.total() == missing
-        lost = come.lost if first else Counter({f"lost in epoch {come.epoch + 1}": missing})
+    def refuse_bad(self, lost: Counter[str], read: int) -> None:
+        """Stop where these samples are more than `--max-bad-fraction` allows."""
+        data = self.config.data
         refuse_bad(lost, read, data.max_bad_fraction, data.data)
 
     def _settle(self, log: AnyLog) -> None:
@@ -310,7 +312,8 @@ class Loop:
         weights = {name: whole(value).cpu() for name, value in self.model.state_dict().items()}
         average = {} if self.average is None else self.average.module.state_dict()
         groups = {"model": weights, "average": average, "moments": optimizer["moments"]}
-        own = {"position": come.position, "read": come.read, "missing": come.missing, "lost": come.lost}
+        counts = {name: getattr(come, name) for name in COUNTS}
+        own = {"position": come.position, "lost": come.lost, **counts}
         facts = {
             "step": come.position.step,
             "each": everyone_says(peers, own),

@@ -12,6 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .data.order import START, Position
 
+# What each process counts for itself.
+COUNTS = ("read", "missing", "used", "gone")
+
 
 @dataclass
 class Come:
@@ -29,6 +32,10 @@ class Come:
     """Samples of this epoch that could be used, by this process."""
     missing: int = 0
     """Those that could not."""
+    used: int = 0
+    """`read` of all epochs."""
+    gone: int = 0
+    """`missing` of all epochs."""
     lost: Counter[str] = field(default_factory=Counter)
     """Those of the first epoch that could not, by cause."""
     bad_steps: int = 0

@@ -44,7 +44,7 @@ from .loop import PATIENCE, Loop, Parts
 from .model import DualEncoder, create_model, preprocess_of, tokenizer_of
 from .optim import Optimizer
 from .peers import Peers, everyone_says
-from .progress import Come
+from .progress import COUNTS, Come
 from .resume import ORDER, check_same, differences, place_to_go_on
 from .start import start_weights
 from .state import State, at_step, clear, newest
@@ -134,8 +134,8 @@ def _run(loop: Loop, quiet: bool) -> Counter[str]:
             write_json(config.out / "config.json", to_json(config))
             _record_noise(config.out, config.data, loop.parts.data)
         loop.run(log, quiet or peers.rank > 0)
-    if peers.world > 1 and (missing := sum(everyone_says(peers, come.missing))):
-        loop.refuse_bad(missing, sum(everyone_says(peers, come.read)))
+    if peers.world > 1 and (gone := sum(everyone_says(peers, come.gone))):
+        loop.refuse_bad(Counter({"lost in all": gone}), sum(everyone_says(peers, come.used)))
     return sum(map(Counter, everyone_says(peers, come.lost)), Counter[str]())
 
 
@@ -247,11 +247,14 @@ def _come_of(state: State, data: TrainingData, peers: Peers, fresh: bool) -> Com
     come, each = Come.of(state.facts["come"], place), state.facts["each"]
     if len(each) == peers.world:
         own = each[peers.rank]
-        come.read, come.missing, come.lost = own["read"], own["missing"], Counter(own["lost"])
+        come.lost = Counter(own["lost"])
+        for name in COUNTS:
+            setattr(come, name, own[name])
     else:
         # The first process keeps what all have lost, unless it is read again from the start.
         lost = sum((Counter(one["lost"]) for one in each), Counter[str]())
         come.lost = lost if peers.rank == 0 and (place.epoch or place.batch) else Counter()
+        come.used = come.gone = 0
     if len(each) != peers.world or place.epoch != come.epoch:
         come.epoch, come.read, come.missing = place.epoch, 0, 0
     return come
