@@ -66,11 +66,15 @@ def machines(reports: Sequence[Report]) -> str:
 
 
 def _machine(report: Report) -> str:
+    return f"`{report['command']}` on {_where(report)}"
+
+
+def _where(report: Report) -> str:
     where = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     return (
-        f"`{report['command']}` on {where['cpu']}, {where['instructions']}, {where['cores']} cores, {where['threads']} "
-        f"threads, {report['date']}; {versions}"
+        f"{where['cpu']}, {where['instructions']}, {where['cores']} cores, {where['threads']} threads, "
+        f"{report['date']}; {versions}"
     )
 
 
@@ -88,7 +92,7 @@ def short(reports: Sequence[Report]) -> str:
         for row in rows(reports)
         if re.match(headline.what, title(row)) and re.fullmatch(headline.peers, row["peer_name"])
     ]
-    return "\n".join([*HEADING, *chosen, "", machines(reports)])
+    return "\n".join([*HEADING, *chosen, "", f"On {_where(reports[0])}."])
 
 
 def filled(text: str, block: str) -> str:
