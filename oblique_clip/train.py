@@ -131,6 +131,9 @@ def _run(loop: Loop, quiet: bool) -> Counter[str]:
     # Before the folder says that a run has begun: a logger may refuse.
     with Log(config, come.position.step) if peers.rank == 0 else Silent() as log:
         if peers.rank == 0:
+            # Left by a process that was killed while it wrote.
+            for unfinished in (config.out / "checkpoints").glob("*.part"):
+                unfinished.unlink()
             write_json(config.out / "config.json", to_json(config))
             _record_noise(config.out, config.data, loop.parts.data)
         loop.run(log, quiet or peers.rank > 0)
