@@ -29,6 +29,7 @@ LONG = 0.2
 """Share of a run's steps for which the scale stands at its clamp before that is said."""
 GUESS = 0.98
 """Share of log B from which on a loss counts as that of a guess."""
+PERHAPS = "the run may be too short, the rate wrong, or the captions not those of the pictures"
 POINT_DRIFT = 1e-5
 """Distance from the manifold from which on a point is put back."""
 
@@ -177,10 +178,7 @@ def by_chance(top1: float, classes: int) -> Signs:
     """
     if classes < 2 or top1 > 2 / classes:
         return {}
-    return {
-        "chance": f"validation is no better than chance: top-1 of {top1:.2%} among {classes:,} names; the run may be "
-        "too short, the rate wrong, or the captions not those of the pictures"
-    }
+    return {"chance": f"validation is no better than chance: top-1 of {top1:.2%} among {classes:,} names; {PERHAPS}"}
 
 
 def by_guess(loss: float, batch_size: int) -> Signs:
@@ -195,7 +193,7 @@ def by_guess(loss: float, batch_size: int) -> Signs:
         return {}
     return {
         "guess": f"the last loss of {loss:.3f} is no better than a guess among {batch_size:,} pairs "
-        f"({math.log(batch_size):.3f}); the run may be too short, the rate wrong, or the captions not of the pictures"
+        f"({math.log(batch_size):.3f}); {PERHAPS}"
     }
 
 

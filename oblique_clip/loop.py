@@ -69,6 +69,8 @@ class Parts:
     towers: Towers
     optimizer: Optimizer
     data: TrainingData
+    fingerprint: dict[str, Any]
+    """Of the data."""
     held_out: HeldOut | None
     teacher: Teacher | None
     peers: Peers
@@ -91,7 +93,6 @@ class Loop:
         self.bad = BadSteps(self.config.optim.max_bad_steps, come.bad_steps, come.bad_row)
         # Statistics of batch norms, which a forward pass moves.
         self._statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
-        self._fingerprint = parts.data.fingerprint()
         self._since = time.perf_counter()
         self._next_state = come.position.step + (self.config.save_every or 1)
 
@@ -318,7 +319,7 @@ class Loop:
             "step": come.position.step,
             "each": everyone_says(peers, own),
             "come": come.facts(),
-            "data": self._fingerprint,
+            "data": self.parts.fingerprint,
             "config": to_json(self.config),
             "versions": versions(),
         }

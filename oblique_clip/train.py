@@ -31,7 +31,7 @@ from .config import (
     write_json,
 )
 from .data.batches import MapBatches, TrainingData
-from .data.order import Share
+from .data.order import Position, Share
 from .data.sources import open_training_data
 from .device import forget_peak_memory, peak_memory_mib, versions
 from .distill import open_teacher, refuse_seen
@@ -171,14 +171,16 @@ def _prepare(config: TrainConfig, peers: Peers, resume: bool, override: Sequence
     # Before the optimiser: sharded towers have parameters of their own.
     towers = parallel(model, peers, config.optim.fsdp)
     optimizer = Optimizer(model, config.optim, steps)
-    come, average = Come(), None
+    come, average, fingerprint = Come(), None, data.fingerprint()
     if state is not None:
-        come = _come_of(state, data, peers, fresh)
+        place = place_to_go_on(state.facts, fingerprint, peers, stream=data.pairs is None, fresh=fresh)
+        come = _come_of(state, place, peers)
         _forget_other_best(come, config)
         optimizer.load_state_dict({"steps": state.step, "moments": state.group("moments")})
         average = state.group("average") or None
     loaded = Loaded(model, preprocess_of(model), tokenizer)
-    return Loop(Parts(config, loaded, towers, optimizer, data, held_out, teacher, peers, steps), come, average)
+    parts = Parts(config, loaded, towers, optimizer, data, fingerprint, held_out, teacher, peers, steps)
+    return Loop(parts, come, average)
 
 
 def _check_many(config: TrainConfig, peers: Peers) -> None:
@@ -244,9 +246,8 @@ def _load(model: DualEncoder, state: State) -> None:
     check_points(model, f"the state of step {state.step:,}")
 
 
-def _come_of(state: State, data: TrainingData, peers: Peers, fresh: bool) -> Come:
+def _come_of(state: State, place: Position, peers: Peers) -> Come:
     """What a state says of this process: its own counts where there are as many as before, else they begin anew."""
-    place = place_to_go_on(state.facts, data.fingerprint(), peers, stream=data.pairs is None, fresh=fresh)
     come, each = Come.of(state.facts["come"], place), state.facts["each"]
     if len(each) == peers.world:
         own = each[peers.rank]
@@ -277,7 +278,8 @@ def _figures(loop: Loop) -> dict[str, Any]:
     if held_out:
         for name, loaded in judged.items():
             loaded.model.temperature.calibrated = calibration_scales(loaded, held_out).get(FITTED)
-            save_model(loaded.model, config.model, config.out / "checkpoints" / name, config.data)
+            path = config.out / "checkpoints" / name
+            save_model(loaded.model, config.model, path, config.data, step=step_of(path))
     return {
         "format_version": 1,
         "form": config.model.form,

@@ -319,6 +319,10 @@ def test_validation_best_schedules_and_curvature_go_on(tmp_path: Path) -> None:
     train(config, quiet=True)
     other = replace(config, out=tmp_path / "run")
     stopped(other, 7)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        # All steps are taken, and the calibrated checkpoints written, but not the result.
+        patch.setattr("oblique_clip.train.evaluate_emoji", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        train(other, quiet=True, resume=True)
     train(other, quiet=True, resume=True)
     assert losses(other.out) == losses(config.out)
     lines = [
