@@ -15,6 +15,7 @@ from .config import (
     ModelConfig,
     OptimConfig,
     TrainConfig,
+    check_ranges,
     model_config,
     read_run_config,
     write_json,
@@ -42,15 +43,32 @@ class AblateConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     threads: int = 0
-    """CPU threads; 0 leaves torch's choice."""
+    """CPU threads of a run; 0 leaves torch's choice, or with --preset shares the cores among the jobs."""
+    preset: str | None = None
+    """Run a question in place of the forms: topology, temperature, noise, equilibrium, distance, tokens, nested, scale,
+    all, or a Python file with a QUESTION. Its runs bring their own settings: those above count for the forms alone."""
+    seeds: int | None = None
+    """Seeds of every arm of a question; the question's own where it is not given."""
+    length: float = 1.0
+    """Length of the runs of a question in units of its own; 0.01 for a dry run."""
+    jobs: int = 0
+    """Runs of a question at a time; 0 takes one a GPU, or one a core."""
+    built: Path | None = None
+    """Folder of shards built by experiments/data: runs of a question are judged on its openmoji, art4apps and tuxpaint
+    too."""
 
 
 def ablate(config: AblateConfig) -> dict[str, Any]:
-    """Train what is not trained yet, compare, and write result.json and report.html.
+    """Train what is not trained yet, compare, and write result.json and report.html; or answer a question.
 
     Raises:
         UserError: for a configuration that cannot be run, or a folder with runs of another configuration.
     """
+    check_ranges(config)
+    if config.preset is not None:
+        from .sweep.run import sweep
+
+        return sweep(config)
     if not config.forms:
         raise UserError(f"--forms names no form; there is {', '.join(FORMS)}")
     runs: dict[str, TrainConfig] = {form: _run_config(config, form) for form in config.forms}

@@ -395,7 +395,9 @@ RANGES: dict[str, str] = {
     "max_bad_steps": "[0, inf)",
     **dict.fromkeys(("caption_noise", "warmup", "distill_weight", "max_bad_fraction"), "[0, 1]"),
     **dict.fromkeys(("tflops", "loss_tflops", "gbytes"), "(0, inf)"),
-    "micro_batch": "[1, inf)",
+    **dict.fromkeys(("seeds", "micro_batch"), "[1, inf)"),
+    "length": "(0, inf)",
+    "jobs": "[0, inf)",
     **dict.fromkeys(("beta2", "patch_dropout", "ema"), "[0, 1)"),
     "max_scale": "(0, inf]",
 }

@@ -286,13 +286,13 @@ def write_page(
     parts = [
         *_facts(results),
         "<h2>Zero-shot on what training left out</h2>",
-        _html_table(*_transpose(*comparison(results))),
+        html_table(*_transpose(*comparison(results))),
         "<p><em>Family</em>: every picture of the held-out artists, among all their names; the pixel floor is "
         "the nearest training picture on 16 x 16 pixels. <em>Concepts</em>: emoji whose names training never saw, "
         "among those names alone. Accuracies are of the checkpoint that was best on the validation family; "
         "nothing chose those of the last step.</p>",
         "<h2>What differs besides the topology</h2>",
-        _html_table(*_transpose(*_difference_rows(remaining))),
+        html_table(*_transpose(*_difference_rows(remaining))),
         "<h2>Training</h2>",
         _html_figure(
             out / "curves.png",
@@ -329,7 +329,8 @@ def _transpose(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     ]
 
 
-def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of texts, each escaped."""
     head = "".join(f"<th>{html.escape(text)}</th>" for text in headings)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -337,6 +338,11 @@ def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _html_figure(path: Path, figure: Figure, caption: str) -> str:
     figure.savefig(path, dpi=110)
+    return html_image(path, caption)
+
+
+def html_image(path: Path, caption: str) -> str:
+    """A PNG file as a figure that is part of the page."""
     data = base64.b64encode(path.read_bytes()).decode()
     image = f'<img alt="" src="data:image/png;base64,{data}">'
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"

@@ -1,0 +1,42 @@
+"""What the shipped questions share: one budget, and the arms that more than one of them compares.
+
+Towers of 4 + 2 blocks and width 128 on pictures of 32 px, D = 512 numbers. Headline arms train for 3,000 steps of 128
+pairs (40 passes), the others for 1,200 (16 passes). Learning rates are those that trials on the validation family chose
+(`experiments/trials`), the same trials for each arm.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..config import Architecture, OptimConfig, TrainConfig, model_config
+from ..sweep.question import Arm, varied
+
+D, M = 512, 16
+HEADLINE_STEPS, STEPS = 3000, 1200
+HEADLINE_SEEDS = 5
+# A step of oblique-16 takes as long as so many of the sphere; see `experiments/topology`.
+COST = 2.3
+CLIP_SCALE = 1 / 0.07
+
+_OPTIM = OptimConfig(steps=STEPS, batch_size=128, lr=1e-3, precision="bf16")
+_MODEL = model_config(
+    "tiny", "sphere", topology=f"sphere({D})", embed_dim=D, arch=Architecture(vision_layers=4, text_layers=2)
+)
+SPHERE = TrainConfig(model=_MODEL, optim=_OPTIM, log="", log_every=25)
+OBLIQUE = varied(SPHERE, model={"form": "oblique", "topology": f"oblique({D // M},{M})"})
+
+
+def long(config: TrainConfig, factor: float = 1.0) -> TrainConfig:
+    """The same run at the length of the headline arms, or `factor` times that."""
+    return varied(config, optim={"steps": round(HEADLINE_STEPS * factor)})
+
+
+def both(suffix: str, seeds: int = 3, **changes: Any) -> tuple[Arm, Arm]:
+    """The sphere and the oblique of 16 spheres, changed alike."""
+    sphere, oblique = varied(SPHERE, **changes), varied(OBLIQUE, **changes)
+    return Arm(f"sphere-{suffix}", sphere, seeds), Arm(f"oblique-{suffix}", oblique, seeds)
+
+
+SHORT = (Arm("sphere-short", SPHERE), Arm("oblique-short", OBLIQUE))
+"""What exploratory arms are compared with: 1,200 steps."""

@@ -1,0 +1,127 @@
+"""4. Where attraction and repulsion cancel: similarities of pairs and of strangers over training.
+
+InfoNCE pulls a picture to its caption with weight 1 - p, p being that caption's softmax, and pushes it from every other
+caption with the other's own. Where a share e of captions is shuffled, the loss is least at p = 1 - e; if all B - 1
+strangers were equally far, that is a gap of log((B - 1)(1 - e) / e) between the logits of pair and stranger. So noise
+and scale set the gap that similarities keep, and a topology of wide range reaches it at a small scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..sweep.pictures import width_of
+from ..sweep.question import Arm, Finding, Question, of_tests
+from ..sweep.results import Results
+from ..sweep.statistics import Interval, t_interval
+from .base import HEADLINE_SEEDS, OBLIQUE, SHORT, SPHERE, long
+from .noise import GRID, LEVELS, TOPOLOGIES, suffix
+from .temperature import ARMS, CONTROL
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HEADLINE = (Arm("sphere", long(SPHERE), HEADLINE_SEEDS), Arm("oblique-16", long(OBLIQUE), HEADLINE_SEEDS))
+BATCH = SPHERE.optim.batch_size
+
+
+def least_logit_gap(noise: float) -> float:
+    """The gap between the logits of a pair and of equally far strangers at which InfoNCE is least, in nats."""
+    return math.inf if noise == 0 else math.log((BATCH - 1) * (1 - noise) / noise)
+
+
+def gap(results: Results, arm: str, logits: bool = False) -> Interval | None:
+    """Validation gap at the last step: of logits in nats, else of similarities as a share of the range's width."""
+    values = []
+    for run in results.runs(arm).values():
+        width = width_of(run.result["topology"])
+        values.append(run.curve("val_gap")[1][-1] * (run.result["scale"] * width if logits else 1.0))
+    return t_interval(values) if values else None
+
+
+def findings(results: Results) -> Iterable[Finding]:
+    for topology in TOPOLOGIES:
+        found = {level: gap(results, f"{topology}-{suffix(level)}") for level in LEVELS}
+        known = {level: own for level, own in found.items() if own}
+        if len(known) == len(LEVELS):
+            means = [own.mean for own in known.values()]
+            falls = all(a > b for a, b in pairwise(means))
+            said = ", ".join(f"{own.mean:.3f} at {level:g}" for level, own in known.items())
+            yield Finding(
+                f"the gap between pairs and strangers on the {topology} narrows with noise",
+                of_tests([falls]), f"as a share of the range's width: {said}",
+            )  # fmt: skip
+    sphere, oblique = (gap(results, arm.name) for arm in HEADLINE)
+    if sphere and oblique:
+        apart = sphere.low > oblique.high or oblique.low > sphere.high
+        yield Finding(
+            "exploratory: sphere and oblique come to rest at another gap", "supported" if apart else "undecided",
+            f"as a share of the range's width, sphere {sphere.mean:.3f} [{sphere.low:.3f}, {sphere.high:.3f}], "
+            f"oblique {oblique.mean:.3f} [{oblique.low:.3f}, {oblique.high:.3f}]",
+        )  # fmt: skip
+
+
+def pictures(results: Results) -> Iterable[tuple[str, Figure]]:
+    """Similarities of pairs and strangers over training; the gap of logits against noise."""
+    yield "similarities", _over_training(results)
+    yield "gap", _over_noise(results)
+
+
+def _over_training(results: Results) -> Figure:
+    from matplotlib.figure import Figure
+
+    shown = [
+        arm for arm in results.begun if arm.name in ("sphere", "oblique-16", "sphere-noise-50", "oblique-noise-50")
+    ]
+    figure = Figure((3.2 * max(1, len(shown)), 3.4), layout="constrained")
+    for axis, arm in zip(figure.subplots(1, max(1, len(shown)), squeeze=False)[0], shown, strict=True):
+        runs = list(results.runs(arm.name).values())
+        half = width_of(runs[0].result["topology"]) / 2
+        for kind, style, label in (("positive", "-", "own name"), ("negative", "--", "other names")):
+            steps = runs[0].curve(f"val_{kind}")[0]
+            mean, spread = (
+                np.mean([run.curve(f"val_{kind}{end}")[1] for run in runs], 0) / half for end in ("", "_std")
+            )
+            axis.plot(steps, mean, style, color="black", label=label)
+            axis.fill_between(steps, mean - spread, mean + spread, color="#999999", alpha=0.3, linewidth=0)
+        axis.set(title=arm.name, xlabel="step", ylabel="similarity / its maximum", ylim=(-0.5, 1.0))
+        axis.grid(alpha=0.3)
+    if shown:
+        figure.axes[0].legend(fontsize=8)
+    return figure
+
+
+def _over_noise(results: Results) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure((5.5, 3.8), layout="constrained")
+    axis = figure.subplots()
+    for topology, style in zip(TOPOLOGIES, ("o--", "^-"), strict=True):
+        found = {level: gap(results, f"{topology}-{suffix(level)}", logits=True) for level in LEVELS}
+        known = {level: own for level, own in found.items() if own}
+        axis.errorbar(
+            list(known), [own.mean for own in known.values()], [own.half for own in known.values()],
+            fmt=style, color="black", capsize=2, label=f"{topology}, validation",
+        )  # fmt: skip
+    levels = np.linspace(0.01, 0.7, 100)
+    axis.plot(
+        levels, [least_logit_gap(level) for level in levels], ":", color="black", label="least loss, strangers alike"
+    )
+    axis.set(xlabel="share of shuffled captions", ylabel="gap of logits (nats)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    return figure
+
+
+QUESTION = Question(
+    name="equilibrium",
+    asks="Where do attraction and repulsion cancel, and how does that move with topology and noise?",
+    arms=(*HEADLINE, *SHORT, *GRID, *ARMS, CONTROL),
+    findings=findings,
+    pictures=pictures,
+)

@@ -1,0 +1,1 @@
+"""Questions asked of many runs: which runs they need, the queue that trains them, and what the runs answer."""

@@ -1,0 +1,204 @@
+"""What a question's runs answer: tables, pictures, verdicts; on the terminal, as a page, and for a README."""
+
+from __future__ import annotations
+
+import html
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import to_json, write_json
+from ..report import PAGE, html_image, html_table
+from .pictures import draw_curves, draw_forest
+from .question import Finding
+from .results import HEADLINES, MEASURES, Difference, Measure, Results, found_of
+from .statistics import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title and rows of texts under headings."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """As in a README, without the title."""
+        lines = [self.headings, ("---",) * len(self.headings), *self.rows]
+        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def tables(results: Results, measures: Sequence[Measure] = MEASURES) -> Iterator[Table]:
+    """Means with half of their 95 % interval, every seed, differences, and what the runs took."""
+    asked = [m for m in measures if any(results.values(arm.name, m) for arm in results.begun)]
+    yield Table("Mean over seeds ± half of its 95 % interval, in %", *_rows(results, asked, _mean))
+    yield Table("Every seed, in %", *_rows(results, asked, _every))
+    yield differences(results, [m for m in asked if m in MEASURES[:7]])
+    yield costs(results)
+
+
+def _rows(
+    results: Results, measures: Sequence[Measure], cell: Any
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    headings = ("arm", "seeds", *(measure.title for measure in measures))
+    rows = [
+        (a.name, str(len(results.runs(a.name))), *(cell(results, a.name, m) for m in measures)) for a in results.begun
+    ]
+    return headings, tuple(rows)
+
+
+def _mean(results: Results, arm: str, measure: Measure) -> str:
+    found = results.mean(arm, measure)
+    return "-" if found is None else plus_minus(found)
+
+
+def _every(results: Results, arm: str, measure: Measure) -> str:
+    return ", ".join(f"{value:.2f}" for value in results.values(arm, measure).values()) or "-"
+
+
+def plus_minus(found: Interval) -> str:
+    """A mean and half of its interval; the mean alone where one value says nothing of the spread."""
+    return f"{found.mean:.2f}" + (f" ± {found.half:.2f}" if math.isfinite(found.half) else "")
+
+
+def between(found: Interval | None) -> str:
+    """A mean and the ends of its interval."""
+    return "-" if found is None else f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+
+
+def contrasts(results: Results, measures: Sequence[Measure]) -> list[Difference]:
+    """Every difference that the question asks for, the primary one first."""
+    question = results.question
+    pairs = dict.fromkeys([*([question.primary] if question.primary else []), *question.contrasts])
+    found = [results.ahead(first, second, measure) for first, second in pairs for measure in measures]
+    return [one for one in found if one is not None]
+
+
+def differences(results: Results, measures: Sequence[Measure]) -> Table:
+    """How far arms are ahead of others in points, paired by seed, with both intervals."""
+    headings = ("first", "second", "measure", "over seeds", "over concepts", "verdict", "every seed")
+    rows = [
+        (
+            one.first, one.second, one.measure.title, between(one.over_seeds), between(one.over_classes), one.sign,
+            ", ".join(f"{value:+.2f}" for value in one.seeds.values()),
+        )
+        for one in contrasts(results, measures)
+    ]  # fmt: skip
+    return Table("How far the first is ahead of the second, in points, with 95 % intervals", headings, tuple(rows))
+
+
+def costs(results: Results) -> Table:
+    """What runs took; beside each other they share a machine, so that times are rough."""
+    rows = []
+    for arm in results.begun:
+        every = [run.result for run in results.runs(arm.name).values()]
+        speed = statistics.median(one["images_per_second"] for one in every)
+        minutes = statistics.fmean(one["train_seconds"] for one in every) / 60
+        first = every[0]
+        counts = (f"{first['parameters']:,}", f"{first['steps']:,}")
+        rows.append((arm.name, first["topology"], *counts, f"{speed:.0f}", f"{minutes:.1f}"))
+    headings = ("arm", "topology", "parameters", "steps", "images/s, median", "minutes, mean")
+    return Table("What runs took, beside others on the same machine", headings, tuple(rows))
+
+
+def findings(results: Results) -> list[Finding]:
+    """The primary contrast on both headline measures, where it is asked for, then what the question itself finds."""
+    primary = results.question.primary
+    found: list[Finding] = []
+    for one in results.compare(*primary) if primary else ():
+        found += found_of(f"primary: {one.first} is better than {one.second} on {one.measure.title}", [one])
+    return [*found, *results.question.findings(results)]
+
+
+def pictures(results: Results) -> dict[str, Figure]:
+    """The figures that every question has, then its own."""
+    return {
+        "headlines": draw_forest(results),
+        "curves": draw_curves(results),
+        **dict(results.question.pictures(results)),
+    }
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """Everything that was found, as JSON: configurations, every run's figures, differences and verdicts."""
+    question = results.question
+    arms = {}
+    for arm in results.begun:
+        figures = {m.title: results.values(arm.name, m) for m in MEASURES}
+        config = {name: value for name, value in to_json(arm.config).items() if name not in ("out", "seed", "device")}
+        arms[arm.name] = {"config": config, "figures": {title: own for title, own in figures.items() if own}}
+    told = [
+        {
+            "first": one.first, "second": one.second, "measure": one.measure.title, "sign": one.sign,
+            "seeds": one.seeds,
+            "over_seeds": vars(one.over_seeds), "over_classes": one.over_classes and vars(one.over_classes),
+        }
+        for one in contrasts(results, MEASURES)
+    ]  # fmt: skip
+    verdicts = [vars(finding) for finding in findings(results)]
+    return {"format_version": 1, "question": question.name, "asks": question.asks, "findings": verdicts,
+            "contrasts": told, "arms": arms}  # fmt: skip
+
+
+def write_answer(results: Results, out: Path | None = None) -> Path:
+    """Write `answer.html`, results.json and the pictures of a question into `out`, and print tables and verdicts.
+
+    Args:
+        out: default a folder of the question's name beside its runs.
+    """
+    folder = results.out / results.question.name if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for name, figure in pictures(results).items():
+        drawn.append(folder / f"{name}.png")
+        figure.savefig(drawn[-1], dpi=110)
+    write_json(folder / "results.json", summary(results))
+    page = folder / "answer.html"
+    page.write_text(
+        PAGE.format(title=html.escape(results.question.asks), body="\n".join(_body(results, drawn))), "utf-8"
+    )
+    print_answer(results)
+    print(f"page: {page}")
+    return page
+
+
+def _body(results: Results, drawn: Sequence[Path]) -> Iterator[str]:
+    """Verdicts first, then pictures and tables."""
+    missing = unfinished(results)
+    if missing:
+        yield f"<p><strong>{missing} runs of this question are not finished.</strong></p>"
+    for finding in findings(results):
+        claim, sentence = html.escape(finding.claim), html.escape(finding.sentence)
+        yield f"<p><strong>{finding.verdict}</strong>: {claim}<br>{sentence}</p>"
+    for path in drawn:
+        yield html_image(path, path.stem)
+    for table in tables(results):
+        yield f"<h2>{html.escape(table.title)}</h2><div>{html_table(table.headings, table.rows)}</div>"
+
+
+def print_answer(results: Results) -> None:
+    """Headline means, differences and verdicts on the terminal."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    console = Console()
+    means, _, ahead, _ = tables(results, HEADLINES)
+    for table in (means, ahead):
+        shown = RichTable(*table.headings, title=table.title, title_justify="left")
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
+    for finding in findings(results):
+        console.print(f"[bold]{finding.verdict}[/bold]: {finding.claim}\n  {finding.sentence}", highlight=False)
+
+
+def unfinished(results: Results) -> int:
+    """Runs that the question asks for and that are not finished."""
+    return sum(arm.seeds - len(results.runs(arm.name)) for arm in results.question.arms)
