@@ -110,6 +110,15 @@ class ModelConfig:
     """From width to n: one matrix for each class token, one for all (official), or one token reshaped to (m, n)."""
     class_tokens: Literal["free", "oblique"] = "free"
     """Class tokens as free parameters, or as points on an oblique manifold stepped by RiemannianAdam."""
+    tokens: int = 0
+    """Class tokens that a tower is read at, whose numbers are joined and cut into the rows that the topology wants; 0
+    takes one a sphere. Form `oblique` alone takes more than one."""
+    registers: int = 0
+    """Class tokens behind these that take part in attention and are never read."""
+    token_start: Literal["apart", "together"] = "apart"
+    """Class tokens drawn apart, or all equal and told apart by their positions, as in the official code."""
+    token_positions: bool = True
+    """Whether class tokens have positions of their own."""
     embed_dim: int = 128
     """The budget D = n*m that forms are compared at; a topology of another size is refused."""
     logit_bias: bool = False
@@ -150,6 +159,10 @@ class DataConfig:
     """Families of the shipped set kept for choosing a checkpoint or a setting; never trained on."""
     held_out_concepts: tuple[str, ...] = ("test",)
     """Concepts never trained on in any family: of the fixed 80/10/10 split by hash, `test`, `val`, both or neither."""
+    train_families: tuple[str, ...] = ()
+    """Families of the shipped set to train on; all that are not kept for validation and test where none is named."""
+    train_share: float = 1.0
+    """Share of the training pairs, drawn by --seed; a smaller one is a part of a larger one. Not for shards."""
     caption_noise: float = 0.0
     """Share of training captions shuffled among themselves, from 0 to 1."""
     twins: Literal["avoid", "allow"] = "avoid"
@@ -176,6 +189,9 @@ class LossConfig:
     """Symmetric InfoNCE (CLIP) or the pairwise sigmoid loss (SigLIP)."""
     positives: Literal["index", "caption"] = "index"
     """`index`: only the own pair is positive, as in CLIP; `caption`: every pair with the same caption is."""
+    nested: tuple[int, ...] = ()
+    """Sizes, in numbers of the embedding: the first so many are trained as an embedding of their own (Matryoshka), and
+    the loss is the mean over sizes."""
     distill_from: str | None = None
     """A trained teacher: a run folder, a checkpoint or a shipped model; it must read the same tokens."""
     distill_temperature: float = 2.0
@@ -211,6 +227,8 @@ class OptimConfig:
     """Highest learning rate."""
     point_lr: float = 1e-2
     """Highest learning rate of class tokens that are points (RiemannianAdam)."""
+    scale_lr: float | None = None
+    """Highest learning rate of the learned scale; --lr where it is not given."""
     warmup: float = 0.1
     """Share of the steps with a rising learning rate; a cosine to 0 follows."""
     weight_decay: float = 0.1
@@ -274,6 +292,8 @@ class TrainConfig:
     """Steps between two states that --resume can go on from; 0 takes as many as cost no more than 2 % of the time."""
     keep: int = 3
     """States that are kept, the newest ones."""
+    test: bool = True
+    """Judge the finished model on the parts that are kept for the test; off in trials of settings."""
     start_from: str | None = None
     """A model to go on from, with its sizes: a run folder, a checkpoint, a shipped model or open_clip:NAME/TAG. One on
     sphere(n*m) becomes oblique(n,m) where --topology says so."""
@@ -390,9 +410,12 @@ RANGES: dict[str, str] = {
     **dict.fromkeys(("vision_width", "vision_layers", "vision_heads"), "[1, inf)"),
     **dict.fromkeys(("text_width", "text_layers", "text_heads"), "[1, inf)"),
     **dict.fromkeys(("context_length", "batch_size"), "[2, inf)"),
-    **dict.fromkeys(("epochs", "lr", "point_lr", "init_scale", "final_scale", "distill_temperature"), "(0, inf)"),
+    **dict.fromkeys(
+        ("epochs", "lr", "point_lr", "scale_lr", "init_scale", "final_scale", "distill_temperature"), "(0, inf)"
+    ),
     **dict.fromkeys(("weight_decay", "clip_grad", "seed", "threads", "eval_every", "save_every"), "[0, inf)"),
-    "max_bad_steps": "[0, inf)",
+    **dict.fromkeys(("max_bad_steps", "tokens", "registers"), "[0, inf)"),
+    "train_share": "(0, 1]",
     **dict.fromkeys(("caption_noise", "warmup", "distill_weight", "max_bad_fraction"), "[0, 1]"),
     **dict.fromkeys(("tflops", "loss_tflops", "gbytes"), "(0, inf)"),
     **dict.fromkeys(("seeds", "micro_batch"), "[1, inf)"),

@@ -150,6 +150,7 @@ class Loop:
             optim.micro_batch,
             soft,
             self.parts.towers,
+            self.config.loss.nested,
         )
         logged = done % self.config.log_every == 0 or done in (1, self.parts.steps)
         lr, apart = self.parts.optimizer.lr, {}

@@ -123,6 +123,9 @@ class DualEncoder(nn.Module):
         return self._finish(self.text(ids), normalize, flat)
 
     def _finish(self, features: Tensor, normalize: bool, flat: bool) -> Tensor:
+        rows = (self.topology.m, self.topology.n)
+        # Towers may have another number of tokens than there are spheres.
+        features = features if features.shape[1:] == rows else features.flatten(1).unflatten(1, rows)
         if not (normalize or flat):
             return features
         points = self.topology.project(features)
@@ -206,8 +209,15 @@ def _towers(config: ModelConfig, topology: Topology, pretrained: bool) -> tuple[
     if config.form == "clip":
         dimension = topology.embed_dim
         return OpenClipImageTower.fresh(arch, dimension), OpenClipTextTower.fresh(arch, vocab_size, dimension)
-    head = (topology.n, topology.m, config.projection, config.class_tokens)
-    return make_image_tower(arch, *head, weights=pretrained), TextTower(arch, vocab_size, *head)
+    count = config.tokens or topology.m
+    head = (topology.embed_dim // count, count, config.projection, config.class_tokens)
+    tokens: dict[str, Any] = {
+        "registers": config.registers,
+        "start": config.token_start,
+        "positions": config.token_positions,
+    }
+    image_tower = make_image_tower(arch, *head, weights=pretrained, **tokens)
+    return image_tower, TextTower(arch, vocab_size, *head, **tokens)
 
 
 def tokenizer_of(config: ModelConfig) -> Tokenizer:
@@ -239,6 +249,7 @@ def _check_fit(config: ModelConfig, topology: Topology) -> None:
         )
     if config.form != "oblique" and topology.m != 1:
         raise UserError(f"form {config.form!r} has one class token; topology {topology.spec} wants form 'oblique'")
+    _check_tokens(config, topology)
     if config.form == "clip" and config.class_tokens != "free":
         raise UserError("form 'clip' is open_clip's own model: its class tokens cannot be points; take form 'sphere'")
     if config.open_clip is not None:
@@ -254,6 +265,20 @@ def _check_fit(config: ModelConfig, topology: Topology) -> None:
     ):
         if width % heads:
             raise UserError(f"{heads} {tower} heads do not divide {tower} width {width}")
+
+
+def _check_tokens(config: ModelConfig, topology: Topology) -> None:
+    count = config.tokens or topology.m
+    if topology.embed_dim % count:
+        raise UserError(f"--tokens {count} does not divide the {topology.embed_dim} numbers of {topology.spec}")
+    if config.tokens > 1 and (config.form != "oblique" or config.projection == "reshaped"):
+        one = "projection 'reshaped' reads" if config.form == "oblique" else f"form {config.form!r} has"
+        raise UserError(f"{one} one class token, not --tokens {config.tokens}")
+    if config.tokens == 1 and topology.m > 1 and config.projection != "reshaped":
+        raise UserError(f"one class token gives the {topology.m} rows of {topology.spec} by --projection reshaped")
+    own = config.registers or config.token_start != "apart" or not config.token_positions
+    if own and (config.form == "clip" or config.open_clip is not None):
+        raise UserError("open_clip's own towers have no registers, and one start and position of their class token")
 
 
 def preprocess_of(model: DualEncoder) -> Preprocess:

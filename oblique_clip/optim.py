@@ -14,6 +14,7 @@ from .config import OptimConfig
 from .distributed import clip_gradients, placed, whole
 from .errors import UserError
 
+SCALE = "temperature.log_scale"
 # Decay pulls matrices towards zero; these are read additively, or set a scale, and are left alone in every form alike.
 NO_DECAY = ("reg_token", "cls_token", "class_tokens", "class_embedding", "latent", "pos_embed", "positional_embedding")
 
@@ -84,14 +85,19 @@ class Optimizer:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         points = [p for _, p in named if isinstance(p, geoopt.ManifoldParameter)]
         free = [(name, p) for name, p in named if not isinstance(p, geoopt.ManifoldParameter)]
-        groups = decay_groups(free, config.weight_decay)
         betas = (0.9, config.beta2)
-        # Each optimiser with its highest rate.
-        self._parts: list[tuple[torch.optim.Optimizer, float]] = [
-            (torch.optim.AdamW(groups, config.lr, betas, 1e-6, fused=True), config.lr)
-        ]
+        own = [(name, p) for name, p in free if name == SCALE and config.scale_lr is not None]
+        names = {name for name, _ in own}
+        groups = decay_groups([(name, p) for name, p in free if name not in names], config.weight_decay)
+        adam: torch.optim.Optimizer = torch.optim.AdamW(groups, config.lr, betas, 1e-6, fused=True)
+        # Each optimiser, and the highest rate of each of its groups.
+        self._parts: list[tuple[torch.optim.Optimizer, list[float]]] = [(adam, [config.lr] * len(groups))]
+        if own and config.scale_lr is not None:
+            adam.add_param_group({"params": [p for _, p in own], "weight_decay": 0.0})
+            self._parts[0][1].append(config.scale_lr)
         if points:
-            self._parts.append((geoopt.optim.RiemannianAdam(points, config.point_lr, betas, 1e-6), config.point_lr))
+            riemannian = geoopt.optim.RiemannianAdam(points, config.point_lr, betas, 1e-6)
+            self._parts.append((riemannian, [config.point_lr]))
         self._named = dict(named)
         self._clip_grad, self._guarded = config.clip_grad or math.inf, bool(config.clip_grad or config.max_bad_steps)
         self._schedule = _schedule(total_steps, config.warmup)
@@ -125,8 +131,8 @@ class Optimizer:
 
     def _set_rates(self) -> None:
         for part, highest in self._parts:
-            for group in part.param_groups:
-                group["lr"] = highest * self._schedule(self._done)
+            for group, rate in zip(part.param_groups, highest, strict=True):
+                group["lr"] = rate * self._schedule(self._done)
 
     def state_dict(self) -> dict[str, Any]:
         """`steps` taken, and every moment as "parameter/name": of sharded parameters whole, for which all ranks ask."""

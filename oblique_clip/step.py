@@ -15,6 +15,7 @@ from .loss import LOSSES
 from .model import DualEncoder
 from .peers import ALONE, Peers
 from .tokenizer import cut_to_longest
+from .topology import Topology
 
 Blend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From the contrastive loss and both sets of points, with their graph, to the loss that is minimised."""
@@ -61,6 +62,7 @@ def train_step(
     micro_batch: int | None = None,
     blend: Blend | None = None,
     towers: Towers | None = None,
+    nested: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Add the gradients of the loss of B pairs to those of the parameters.
 
@@ -74,6 +76,7 @@ def train_step(
         blend: what else is minimised, such as `distill.SoftTargets`; None for the contrastive loss alone.
         towers: those of `model` as `distributed.parallel` gives them, where B are this rank's pairs of a larger batch;
             None for the model's own.
+        nested: sizes of prefixes that are trained as embeddings of their own; see `nested_loss`.
 
     Returns:
         The loss that was minimised and both sets of points (B, *point_shape), detached.
@@ -106,10 +109,8 @@ def train_step(
             return towers.encode_text(send(captions, device))
 
     def backward_from(image_points: Tensor, text_points: Tensor) -> Tensor:
-        scale, bias = model.temperature.scale, model.logit_bias
-        loss = LOSSES[loss_name](
-            image_points, text_points, model.topology, scale, bias=bias, groups=groups, peers=towers.peers
-        )
+        loss_of = partial(LOSSES[loss_name], bias=model.logit_bias, groups=groups, peers=towers.peers)
+        loss = nested_loss(loss_of, image_points, text_points, model.topology, model.temperature.scale, nested)
         if blend is not None:
             loss = blend(loss, image_points, text_points)
         loss.backward()
@@ -132,6 +133,50 @@ def train_step(
         text.backward()
     towers.finish()
     return loss, image_points.detach(), text_points.detach()
+
+
+def nested_loss(
+    loss_of: Callable[..., Tensor],
+    image_points: Tensor,
+    text_points: Tensor,
+    topology: Topology,
+    scale: Tensor,
+    sizes: Sequence[int],
+) -> Tensor:
+    """Mean of a loss over prefixes of the embedding (Matryoshka: Kusupati et al. 2022, arXiv 2205.13147, equation 1).
+
+    On m spheres a prefix is the first k of them. Each is scored with the scale times the ratio of the widths of the
+    ranges, so that the widest spread of logits is the same for all.
+
+    Args:
+        loss_of: takes both sets of points, their topology and the scale.
+        sizes: in numbers; without any, the loss of the whole embedding.
+
+    Raises:
+        UserError: for a size that the topology cannot be cut to.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.loss import info_nce
+        >>> from oblique_clip.step import nested_loss
+        >>> topology = parse_topology("oblique(2,4)")
+        >>> points = topology.project(torch.randn(3, 4, 2)), topology.project(torch.randn(3, 4, 2))
+        >>> whole = nested_loss(info_nce, *points, topology, torch.tensor(1.0), sizes=())
+        >>> first = nested_loss(info_nce, *points, topology, torch.tensor(1.0), sizes=(2,))
+        >>> both = nested_loss(info_nce, *points, topology, torch.tensor(1.0), sizes=(2, 8))
+        >>> torch.allclose(both, (whole + first) / 2)
+        True
+    """
+    if not sizes:
+        return loss_of(image_points, text_points, topology, scale)
+    losses = []
+    for size in sizes:
+        smaller = topology.prefix(size)
+        points = topology.cut(image_points, size), topology.cut(text_points, size)
+        # The clamp of a topology is inversely proportional to the width of its range.
+        losses.append(loss_of(*points, smaller, scale * smaller.max_scale / topology.max_scale))
+    return torch.stack(losses).mean()
 
 
 class _Twice:

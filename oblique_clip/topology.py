@@ -138,6 +138,30 @@ class Topology(nn.Module, ABC):
         """
         raise UserError(f"{self.spec} has no flat form: no unit vectors rank as its distance does")
 
+    def prefix(self, size: int) -> Topology:
+        """Where the first `size` numbers of an embedding live, with the same distance; see `cut`.
+
+        Raises:
+            UserError: for a size that this topology cannot be cut to.
+        """
+        raise UserError(f"{self.spec} cannot be cut: its first numbers are no point of a smaller one")
+
+    def cut(self, points: Tensor, size: int) -> Tensor:
+        """The first `size` numbers of points (..., *point_shape), as points of `prefix(size)`.
+
+        Raises:
+            UserError: see `prefix`.
+        """
+        smaller = self.prefix(size)
+        kept = points.flatten(-2)[..., :size].unflatten(-1, smaller.point_shape)
+        return smaller.project(kept)
+
+    def _check_size(self, size: int, step: int) -> None:
+        if size % step or not step <= size <= self.embed_dim:
+            raise UserError(
+                f"{self.spec} can be cut to multiples of {step} up to {self.embed_dim}, not to {size} numbers"
+            )
+
     @abstractmethod
     def _pairwise(self, x: Tensor, y: Tensor) -> Tensor:
         """`similarity`, computed as it is written."""
@@ -228,6 +252,26 @@ class ObliqueTopology(Topology):
         shares = None if weights is None else weights.view(-1, *[1] * (points.ndim - 3))
         return self._manifold.mean(points, shares, dim=0, method=method)
 
+    def prefix(self, size: int) -> Topology:
+        """Of one sphere the first numbers, renormalised, as in Matryoshka representations (Kusupati et al. 2022, arXiv
+        2205.13147); of m spheres the first ones, which are a point of Ob(n, k) as they are.
+
+        Examples:
+            >>> import torch
+            >>> from oblique_clip import parse_topology
+            >>> for spec in ("oblique(2,4)", "sphere(8)"):
+            ...     topology = parse_topology(spec)
+            ...     point = topology.project(torch.ones(1, topology.m, topology.n))
+            ...     print(topology.prefix(4).spec, topology.cut(point, 4).double().round(decimals=3).tolist())
+            oblique(2,2) [[[0.707, 0.707], [0.707, 0.707]]]
+            sphere(4) [[[0.5, 0.5, 0.5, 0.5]]]
+        """
+        if self.m == 1:
+            self._check_size(size, 1)
+            return type(self)(size, 1, self.distance)
+        self._check_size(size, self.n)
+        return type(self)(self.n, size // self.n, self.distance)
+
     def flat(self, points: Tensor) -> Tensor:
         if not self.flat_is_exact:
             return super().flat(points)
@@ -298,6 +342,10 @@ class EuclideanTopology(Topology):
 
     def mean(self, points: Tensor, weights: Tensor | None = None) -> Tensor:
         return _weighted(points, weights).sum(0)
+
+    def prefix(self, size: int) -> Topology:
+        self._check_size(size, 1)
+        return type(self)(size, 1, self.distance)
 
     def _pairwise(self, x: Tensor, y: Tensor) -> Tensor:
         a, b = x.flatten(-2), y.flatten(-2)

@@ -39,11 +39,22 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # The weights of a block: query, key and value; the attention's output; the first and the second layer of the MLP.
 OPEN_CLIP_WEIGHTS = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+# What `registers`, `start` and `positions` of class tokens are where nothing else is said.
+PLAIN_TOKENS: dict[str, Any] = {"registers": 0, "start": "apart", "positions": True}
 TIMM_WEIGHTS = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 
 
-def make_class_tokens(count: int, width: int, kind: Literal["free", "oblique"]) -> nn.Parameter:
-    """m class tokens (m, width) drawn apart: free with norm about 1, or points on Ob(width, m).
+def make_class_tokens(
+    count: int,
+    width: int,
+    kind: Literal["free", "oblique"],
+    registers: int = 0,
+    start: Literal["apart", "together"] = "apart",
+) -> nn.Parameter:
+    """m class tokens and registers behind them, (m + registers, width): free with norm about 1, or of unit norm.
+
+    Args:
+        start: whether the m are drawn apart, or all equal to the first.
 
     Examples:
         >>> from oblique_clip.towers import make_class_tokens
@@ -51,7 +62,9 @@ def make_class_tokens(count: int, width: int, kind: Literal["free", "oblique"]) 
         >>> tokens.shape, tokens.manifold.name
         (torch.Size([8, 128]), 'Oblique')
     """
-    tokens = torch.randn(count, width) / math.sqrt(width)
+    tokens = torch.randn(count + registers, width) / math.sqrt(width)
+    if start == "together":
+        tokens[:count] = tokens[0]
     if kind == "free":
         return nn.Parameter(tokens)
     manifold = Oblique()
@@ -142,6 +155,9 @@ class ImageTower(Tower):
         n: features a token.
         m: tokens, and spheres; with `projection="reshaped"` one token is read whatever m is.
         weights: False builds what `arch.pretrained` asks for and reads no weights, as before loading a checkpoint.
+        registers: tokens behind these that nobody reads (Darcet et al. 2024, arXiv 2309.16588).
+        start: see `make_class_tokens`.
+        positions: whether tokens have positions of their own.
 
     Raises:
         UserError: for a model or sizes that timm lacks, or weights that do not fit.
@@ -165,6 +181,9 @@ class ImageTower(Tower):
         projection: Projection = "per_token",
         class_tokens: Literal["free", "oblique"] = "free",
         weights: bool = True,
+        registers: int = 0,
+        start: Literal["apart", "together"] = "apart",
+        positions: bool = True,
     ) -> None:
         super().__init__()
         own = None if arch.pretrained is None else OwnLayout(arch)
@@ -174,14 +193,14 @@ class ImageTower(Tower):
         self.image_mean, self.image_std = (own.image_mean, own.image_std) if own else (CLIP_MEAN, CLIP_STD)
         self.num_tokens = 1 if projection == "reshaped" else m
         self.shared_attention = arch.shared_attention
-        prefix = self.num_tokens + (own.registers if own else 0)
-        self.trunk = _timm_vit(arch, prefix)
+        registers += own.registers if own else 0
+        self.trunk = _timm_vit(arch, self.num_tokens + registers, positions)
         # timm's fixed deviation of 0.02 starts narrow towers slowly: both towers start by CLIP's rule instead.
         init_blocks(self.trunk.blocks, arch.vision_width, TIMM_WEIGHTS)
         if self.trunk.pos_embed is not None:
             nn.init.normal_(self.trunk.pos_embed, std=arch.vision_width**-0.5)
         # timm's own is (1, prefix, width); one of another shape is read alike, by expand over the batch.
-        self.trunk.reg_token = make_class_tokens(prefix, arch.vision_width, class_tokens)
+        self.trunk.reg_token = make_class_tokens(self.num_tokens, arch.vision_width, class_tokens, registers, start)
         self.projection = TokenProjection(projection, arch.vision_width, n, m)
         if arch.shared_attention and not self.is_plain:
             raise UserError(f"timm model {arch.timm_name!r} has no plain blocks, as shared attention wants them")
@@ -251,8 +270,12 @@ def make_image_tower(
     projection: Projection = "per_token",
     class_tokens: Literal["free", "oblique"] = "free",
     weights: bool = True,
+    **tokens: Any,
 ) -> ImageTower | ConvTower:
     """The tower for `arch.timm_name`: `ImageTower` for a ViT of timm, `ConvTower` for what gives a feature map.
+
+    Args:
+        tokens: `registers`, `start` and `positions`, for a ViT alone; see `ImageTower`.
 
     Raises:
         UserError: for a name that timm lacks, or a model that is neither; see `ImageTower` and `ConvTower`.
@@ -269,8 +292,13 @@ def make_image_tower(
     """
     from .convnet import ConvTower
 
-    kind: type[ImageTower | ConvTower] = ConvTower if _built_by(arch.timm_name) is None else ImageTower
-    return kind(arch, n, m, projection, class_tokens, weights)
+    if _built_by(arch.timm_name) is not None:
+        return ImageTower(arch, n, m, projection, class_tokens, weights, **tokens)
+    if tokens != {name: default for name, default in PLAIN_TOKENS.items() if name in tokens}:
+        raise UserError(
+            f"timm model {arch.timm_name!r} pools a feature map: it has no registers, starts or positions of tokens"
+        )
+    return ConvTower(arch, n, m, projection, class_tokens, weights)
 
 
 def _built_by(name: str) -> type[Any] | None:
@@ -289,7 +317,7 @@ def _built_by(name: str) -> type[Any] | None:
     return built if isinstance(built, type) and issubclass(built, VisionTransformer | Eva) else None
 
 
-def _timm_vit(arch: Architecture, prefix: int) -> Any:
+def _timm_vit(arch: Architecture, prefix: int, positions: bool = True) -> Any:
     from timm.models.eva import Eva
 
     built = _built_by(arch.timm_name)
@@ -300,7 +328,7 @@ def _timm_vit(arch: Architecture, prefix: int) -> Any:
     names = ("num_reg_tokens", "use_fc_norm") if issubclass(built, Eva) else ("reg_tokens", "fc_norm")
     return timm_model(
         arch.timm_name, img_size=arch.image_size, patch_size=arch.patch_size, embed_dim=arch.vision_width,
-        depth=arch.vision_layers, num_heads=arch.vision_heads, class_token=False, no_embed_class=False,
+        depth=arch.vision_layers, num_heads=arch.vision_heads, class_token=False, no_embed_class=not positions,
         global_pool="avg", patch_drop_rate=arch.patch_dropout, **dict(zip(names, (prefix, False), strict=True)),
     )  # fmt: skip
 
@@ -330,6 +358,9 @@ class TextTower(Tower):
         m: int,
         projection: Projection = "per_token",
         class_tokens: Literal["free", "oblique"] = "free",
+        registers: int = 0,
+        start: Literal["apart", "together"] = "apart",
+        positions: bool = True,
     ) -> None:
         super().__init__()
         width = arch.text_width
@@ -337,8 +368,10 @@ class TextTower(Tower):
         self.shared_attention = arch.shared_attention
         self.context_length, self.vocab_size = arch.context_length, vocab_size
         self.token_embedding = nn.Embedding(vocab_size, width)
-        self.class_tokens = make_class_tokens(self.num_tokens, width, class_tokens)
-        self.positional_embedding = nn.Parameter(torch.randn(self.num_tokens + arch.context_length, width) * 0.01)
+        self.class_tokens = make_class_tokens(self.num_tokens, width, class_tokens, registers, start)
+        self.token_positions = positions
+        places = self.prefix * positions + arch.context_length
+        self.positional_embedding = nn.Parameter(torch.randn(places, width) * 0.01)
         self.transformer = Transformer(width, arch.text_layers, arch.text_heads)
         self.ln_final = LayerNorm(width)
         self.projection = TokenProjection(projection, width, n, m)
@@ -346,10 +379,13 @@ class TextTower(Tower):
         init_blocks(self.transformer.resblocks, width, OPEN_CLIP_WEIGHTS)
 
     def forward(self, ids: Tensor) -> Tensor:
-        tokens = self.class_tokens.expand(len(ids), -1, -1)
-        x = torch.cat([tokens, self.token_embedding(ids)], 1)
-        x = x + self.positional_embedding[: x.shape[1]]
-        mask = F.pad(is_text(ids), (self.num_tokens, 0), value=True)
+        tokens, words = self.class_tokens.expand(len(ids), -1, -1), self.token_embedding(ids)
+        if self.token_positions:
+            x = torch.cat([tokens, words], 1)
+            x = x + self.positional_embedding[: x.shape[1]]
+        else:
+            x = torch.cat([tokens, words + self.positional_embedding[: words.shape[1]]], 1)
+        mask = F.pad(is_text(ids), (self.prefix, 0), value=True)
         packing = packing_of(mask)
         x = run_blocks(
             self.transformer.resblocks, packing.pack(x) if packing else x,
@@ -358,6 +394,11 @@ class TextTower(Tower):
             checkpointing=self.transformer.grad_checkpointing,
         )  # fmt: skip
         return self.projection(self.ln_final(x))
+
+    @property
+    def prefix(self) -> int:
+        """Tokens in front of the caption: class tokens and registers."""
+        return len(self.class_tokens)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.transformer.grad_checkpointing = enable

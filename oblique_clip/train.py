@@ -163,6 +163,8 @@ def _prepare(config: TrainConfig, peers: Peers, resume: bool, override: Sequence
         _load(model, state)
     elif config.start_from:
         start_weights(model, config)
+    for size in config.loss.nested:
+        model.topology.prefix(size)
     model.set_grad_checkpointing(config.optim.grad_checkpointing)
     if config.optim.compile:
         model.visual.compile()
@@ -291,8 +293,8 @@ def _figures(loop: Loop) -> dict[str, Any]:
         "scale": come.last["scale"],
         "best": come.best,
         # Validation is noisy: beside the best checkpoint stands the last, which nothing chose.
-        "evaluation": evaluate_emoji(judged[BEST], held_out) if held_out else {},
-        "last_evaluation": evaluate_emoji(judged[LAST], held_out) if held_out else {},
+        "evaluation": evaluate_emoji(judged[BEST], held_out) if held_out and config.test else {},
+        "last_evaluation": evaluate_emoji(judged[LAST], held_out) if held_out and config.test else {},
         "parameters": sum(p.numel() for p in judged[LAST].model.parameters()),
         "images_per_second": round(loop.rate(), 1),
         "bad_steps": come.bad_steps,

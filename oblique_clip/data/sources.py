@@ -15,6 +15,7 @@ from .faults import refuse_bad
 from .order import ALONE, Share
 from .splits import EmojiPairs, split_emoji
 from .stream import ShardBatches
+from .subset import Subset
 from .tables import SUFFIXES, open_table
 
 EMOJI = "emoji"
@@ -166,6 +167,8 @@ def _open_shards(
 ) -> TrainingData:
     if config.caption_noise:
         raise UserError("--caption-noise needs data that can be read in any order; shards are a stream")
+    if config.train_share < 1:
+        raise UserError("--train-share needs data that can be read in any order; name fewer shards")
     side = round(image_size * CROP_MARGIN)
     return ShardBatches(config.data, tokenizer, batch_size, seed, side, config.twins, config.workers, share)
 
@@ -177,6 +180,8 @@ def _in_batches(kind: Kind[PairSource]) -> Kind[TrainingData]:
         config: DataConfig, tokenizer: Tokenizer, batch_size: int, image_size: int, seed: int, share: Share
     ) -> TrainingData:
         source = kind.open(config, image_size)
+        if config.train_share < 1:
+            source = Subset(source, config.train_share, seed)
         refuse_bad(source.left_out, len(source), config.max_bad_fraction, config.data)
         return MapBatches(source, tokenizer, batch_size, seed, config.twins, config.caption_noise, share)
 

@@ -60,13 +60,15 @@ def split_emoji(config: DataConfig) -> EmojiSplits:
         emoji-fluent, emoji-fxemoji, emoji-noto, emoji-streamline, emoji-twemoji, openclipart
     """
     whole = load_emoji()
-    known = sorted({record.family for record in whole.records})
-    for family in (*config.test_families, *config.val_families):
-        if family not in known:
-            raise UserError(f"the shipped set has no family {family!r}; there is {', '.join(known)}")
+    families = sorted({record.family for record in whole.records})
+    for family in (*config.test_families, *config.val_families, *config.train_families):
+        if family not in families:
+            raise UserError(f"the shipped set has no family {family!r}; there is {', '.join(families)}")
     for family in config.test_families:
         if family in config.val_families:
             raise UserError(f"{family} cannot be both a test and a validation family: name another --val-families")
+    if kept := sorted({*config.test_families, *config.val_families} & set(config.train_families)):
+        raise UserError(f"--train-families {kept[0]} is kept for validation or test")
     for name in config.held_out_concepts:
         if name not in ("val", "test"):
             raise UserError(f"--held-out-concepts takes val and test, not {name!r}")
@@ -74,7 +76,8 @@ def split_emoji(config: DataConfig) -> EmojiSplits:
     own = np.array([record.family not in held_families for record in whole.records])
     val = np.array([record.family in config.val_families for record in whole.records])
     held = np.array([record.split in config.held_out_concepts for record in whole.records])
-    train = whole.select(own & ~held)
+    trained = np.array([record.family in (config.train_families or families) for record in whole.records])
+    train = whole.select(own & trained & ~held)
     if not len(train):
         raise UserError("every family is held out: nothing is left to train on")
     return EmojiSplits(

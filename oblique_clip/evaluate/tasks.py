@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from .encode import encode_images, encode_texts
 from .floors import pixel_neighbour, thumbnails
 from .retrieval import group_matches, retrieval
 from .templates import PLAIN, Prompts
-from .zeroshot import build_classifier, classification, rank_figures
+from .zeroshot import build_classifier, class_ranks, classification, rank_figures
 
 if TYPE_CHECKING:
     from ..checkpoint import Loaded
@@ -49,14 +50,82 @@ class HeldOut:
     @cached_property
     def pixel_ranks(self) -> Tensor:
         """Rank (N,) that the nearest training pictures give to each test picture's own name, the pixel floor."""
-        test, train = self.splits.test, self.splits.train
-        names, labels = concept_labels(test)
-        place = {name: i for i, name in enumerate(names)}
-        known = train.select(np.array([record.concept in place for record in train.records]))
-        known_labels = torch.tensor([place[record.concept] for record in known.records])
-        return pixel_neighbour(
-            thumbnails(_squares(test)), labels, thumbnails(_squares(known)), known_labels, len(names)
-        )
+        return pixel_ranks(self.splits.test, self.splits.train)
+
+
+def pixel_ranks(test: EmojiSet, train: EmojiSet) -> Tensor:
+    """Rank (N,) that the nearest training pictures give to each test picture's name, among those of the test."""
+    names, labels = concept_labels(test)
+    place = {name: i for i, name in enumerate(names)}
+    known = train.select(np.array([record.concept in place for record in train.records]))
+    known_labels = torch.tensor([place[record.concept] for record in known.records])
+    return pixel_neighbour(thumbnails(squares(test)), labels, thumbnails(squares(known)), known_labels, len(names))
+
+
+class Case(NamedTuple):
+    """Pictures with their names, encoded: what a classification is made of."""
+
+    points: Tensor
+    """(N, *point_shape)."""
+    labels: Tensor
+    """(N,), places in the classifier."""
+    classifier: Tensor
+    """(K, *point_shape), of the names in alphabetical order."""
+    topology: Topology
+
+    def cut(self, size: int) -> Case:
+        """The same under the first `size` numbers of every embedding; see `Topology.cut`."""
+        points, classifier = (self.topology.cut(part, size) for part in (self.points, self.classifier))
+        return Case(points, self.labels, classifier, self.topology.prefix(size))
+
+    def figures(self, keep: Tensor | slice = slice(None)) -> dict[str, float]:
+        """Of all pictures, or of those to keep; see `classification`."""
+        return classification(self.points[keep], self.labels[keep], self.classifier, self.topology)
+
+    def right(self) -> dict[str, list[int]]:
+        """How many pictures of each class there are, and how many of them are classified right."""
+        ranks = class_ranks(self.points, self.labels, self.classifier, self.topology)
+        classes = len(self.classifier)
+        hits = torch.bincount(self.labels[ranks == 0], minlength=classes)
+        return {"right": hits.tolist(), "of": torch.bincount(self.labels, minlength=classes).tolist()}
+
+
+class Encoded:
+    """What is held out, as a model sees it: each part is encoded once, when it is first asked for."""
+
+    def __init__(self, loaded: Loaded, held_out: HeldOut, templates: Prompts = PLAIN) -> None:
+        self.loaded, self.held_out, self.templates = loaded, held_out, templates
+
+    def case(self, emoji: EmojiSet) -> Case:
+        """Pictures among their own concept names."""
+        model, preprocess, tokenizer = self.loaded
+        names, labels = concept_labels(emoji)
+        points = encode_images(model, squares(emoji), preprocess)
+        return Case(points, labels, build_classifier(model, tokenizer, names, self.templates), model.topology)
+
+    @cached_property
+    def test(self) -> Case:
+        return self.case(self.held_out.splits.test)
+
+    @cached_property
+    def concepts(self) -> Case:
+        return self.case(self.held_out.concepts)
+
+    @cached_property
+    def scales(self) -> dict[str, float]:
+        """The model's own scale, and the one fitted on the validation families, where there are any."""
+        scales = {OWN: float(self.loaded.model.temperature.scale.detach().cpu())}
+        if len(self.held_out.splits.val):
+            points, labels, classifier, topology = self.case(self.held_out.splits.val)
+            similarity = topology.similarity(points, classifier)
+            # A model that has diverged has no scale to be mended by.
+            if similarity.isfinite().all():
+                scales[FITTED] = fit_temperature(similarity, labels)
+        return scales
+
+    def calibrated(self, case: Case) -> dict[str, Any]:
+        """Zero-shot figures with their calibration."""
+        return {**case.figures(), **calibration(*case, self.scales)}
 
 
 def evaluate_emoji(loaded: Loaded, held_out: HeldOut, templates: Prompts = PLAIN) -> dict[str, Any]:
@@ -72,80 +141,85 @@ def evaluate_emoji(loaded: Loaded, held_out: HeldOut, templates: Prompts = PLAIN
         (no neighbour in pixels can name them: their floor is chance). Zero-shot figures of a whole come with its
         `calibration` under `calibration_scales`.
     """
-    splits = held_out.splits
-    scales = calibration_scales(loaded, held_out, templates)
+    return report_of(Encoded(loaded, held_out, templates))
+
+
+def report_of(encoded: Encoded) -> dict[str, Any]:
+    """What `evaluate_emoji` returns."""
+    held_out = encoded.held_out
     report: dict[str, Any] = {}
-    if len(splits.test):
-        points = encode_images(loaded.model, _squares(splits.test), loaded.preprocess)
-        report["family"] = _family(loaded, points, held_out, templates, scales)
-        report["retrieval"] = _retrieval(loaded, points, splits.test)
+    if len(held_out.splits.test):
+        report["family"] = _family(encoded)
+        report["retrieval"] = retrieved(encoded.loaded, encoded.test.points, held_out.splits.test)
     if len(held_out.concepts):
-        case = _case(loaded, held_out.concepts, templates)
-        figures = {**classification(*case), **calibration(*case, scales)}
-        report["concepts"] = {**figures, "images": len(held_out.concepts), "classes": len(case[2])}
+        figures = encoded.calibrated(encoded.concepts)
+        report["concepts"] = {
+            **figures, "images": len(held_out.concepts), "classes": len(encoded.concepts.classifier)
+        }  # fmt: skip
     return report
 
 
 def calibration_scales(loaded: Loaded, held_out: HeldOut, templates: Prompts = PLAIN) -> dict[str, float]:
     """The model's own scale, and the one fitted on the validation families among their names, where there are any."""
-    scales = {OWN: float(loaded.model.temperature.scale.detach().cpu())}
-    if len(held_out.splits.val):
-        points, labels, classifier, topology = _case(loaded, held_out.splits.val, templates)
-        similarity = topology.similarity(points, classifier)
-        # A model that has diverged has no scale to be mended by.
-        if similarity.isfinite().all():
-            scales[FITTED] = fit_temperature(similarity, labels)
-    return scales
-
-
-def _case(loaded: Loaded, emoji: EmojiSet, templates: Prompts) -> tuple[Tensor, Tensor, Tensor, Topology]:
-    """Points and labels of the pictures of `emoji`, a classifier of its own concept names, and their topology."""
-    model, preprocess, tokenizer = loaded
-    names, labels = concept_labels(emoji)
-    points = encode_images(model, _squares(emoji), preprocess)
-    return points, labels, build_classifier(model, tokenizer, names, templates), model.topology
+    return Encoded(loaded, held_out, templates).scales
 
 
 def validation_score(loaded: Loaded, held_out: HeldOut) -> dict[str, float] | None:
-    """Zero-shot figures on the validation families, the deciding one first; None where there are none."""
+    """Figures on the validation families, the deciding one first; None where there are no such families.
+
+    Beside accuracies, mean and standard deviation of the similarity of pictures with their own name (`positive`) and
+    with all others (`negative`), and how far the means are apart, as a share of the width of the range where it is
+    finite (`gap`).
+    """
     if not len(held_out.splits.val):
         return None
-    figures = classification(*_case(loaded, held_out.splits.val, PLAIN))
-    return {name: figures[name] for name in ("top1", "top5", "mean_per_class")}
+    case = Encoded(loaded, held_out).case(held_out.splits.val)
+    figures = case.figures()
+    return {**{name: figures[name] for name in ("top1", "top5", "mean_per_class")}, **_apart(case)}
 
 
-def _family(
-    loaded: Loaded, points: Tensor, held_out: HeldOut, templates: Prompts, scales: dict[str, float]
-) -> dict[str, Any]:
-    test, floor = held_out.splits.test, held_out.pixel_ranks
-    names, labels = concept_labels(test)
-    classifier = build_classifier(loaded.model, loaded.tokenizer, names, templates)
-    known = {record.concept for record in held_out.splits.train.records}
-    parts = {
-        "known_names": _where(test, lambda record: record.concept in known),
-        "without_flags": _where(test, lambda record: record.group != FLAGS),
-    }
+def _apart(case: Case) -> dict[str, float]:
+    similarity = case.topology.similarity(case.points, case.classifier)
+    own = torch.zeros_like(similarity, dtype=torch.bool)
+    own[torch.arange(len(own)), case.labels] = True
+    found: dict[str, float] = {}
+    for name, values in (("positive", similarity[own]), ("negative", similarity[~own])):
+        found |= {name: values.mean().item(), f"{name}_std": values.std(correction=0).item()}
+    low, high = case.topology.range
+    width = high - low if math.isfinite(high - low) else 1.0
+    return {**found, "gap": (found["positive"] - found["negative"]) / width}
+
+
+def _family(encoded: Encoded) -> dict[str, Any]:
+    test, case = encoded.held_out.splits.test, encoded.test
+    floor, classes = encoded.held_out.pixel_ranks, len(encoded.test.classifier)
+    known = {record.concept for record in encoded.held_out.splits.train.records}
+    parts = emoji_parts(test, known)
     sources = dict.fromkeys(record.source for record in test.records)
     parts |= {source: _where(test, _from_source(source)) for source in sources}
 
-    def figures(keep: Tensor) -> dict[str, Any]:
-        model_figures = classification(points[keep], labels[keep], classifier, loaded.model.topology)
-        return {
-            **model_figures,
-            "images": int(keep.sum()),
-            "pixel_floor": rank_figures(floor[keep], labels[keep], len(names)),
-        }
+    def floors(keep: Tensor) -> dict[str, Any]:
+        return {"images": int(keep.sum()), "pixel_floor": rank_figures(floor[keep], case.labels[keep], classes)}
 
     everything = torch.ones(len(test), dtype=torch.bool)
     return {
-        **figures(everything),
-        **calibration(points, labels, classifier, loaded.model.topology, scales),
-        "classes": len(names),
-        "parts": {name: figures(keep) for name, keep in parts.items()},
+        **encoded.calibrated(case),
+        **floors(everything),
+        "classes": classes,
+        "parts": {name: {**case.figures(keep), **floors(keep)} for name, keep in parts.items()},
     }
 
 
-def _retrieval(loaded: Loaded, points: Tensor, test: EmojiSet) -> dict[str, float]:
+def emoji_parts(emoji: EmojiSet, known: set[str]) -> dict[str, Tensor]:
+    """Pictures (N,) of names that training knows, and of all but flags."""
+    return {
+        "known_names": _where(emoji, lambda record: record.concept in known),
+        "without_flags": _where(emoji, lambda record: record.group != FLAGS),
+    }
+
+
+def retrieved(loaded: Loaded, points: Tensor, test: EmojiSet) -> dict[str, float]:
+    """Recall both ways between pictures and their distinct captions."""
     captions = list({caption_group(record.caption): record.caption for record in test.records}.values())
     texts = encode_texts(loaded.model, loaded.tokenizer, captions)
     image_groups = torch.tensor([caption_group(record.caption) for record in test.records])
@@ -154,7 +228,8 @@ def _retrieval(loaded: Loaded, points: Tensor, test: EmojiSet) -> dict[str, floa
     return {**figures, "captions": len(captions)}
 
 
-def _squares(emoji: EmojiSet) -> Iterator[Tensor]:
+def squares(emoji: EmojiSet) -> Iterator[Tensor]:
+    """Its pictures in batches of uint8 (B, 3, H, H)."""
     for start in range(0, len(emoji), CHUNK):
         yield emoji.images(np.arange(start, min(start + CHUNK, len(emoji))))
 

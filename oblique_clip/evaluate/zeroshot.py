@@ -104,12 +104,31 @@ def classification(
         >>> {name: round(value, 3) for name, value in figures.items()}
         {'top1': 0.667, 'top5': 1.0, 'mean_per_class': 0.75, 'chance': 0.5}
     """
+    ranks = class_ranks(image_points, labels, classifier, topology, chunk)
+    return rank_figures(ranks, labels, len(classifier))
+
+
+@torch.no_grad()
+def class_ranks(
+    image_points: Tensor, labels: Tensor, classifier: Tensor, topology: Topology, chunk: int = 2048
+) -> Tensor:
+    """Rank (N,) that each picture's own class gets, 0 for the first; ties as in `classification`.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.evaluate.zeroshot import class_ranks
+        >>> topology = parse_topology("sphere(2)")
+        >>> points = topology.project(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        >>> class_ranks(points, torch.tensor([0, 0]), points, topology).tolist()
+        [0, 1]
+    """
     ranks = []
     for rows in torch.arange(len(image_points)).split(chunk):
         scores = topology.similarity(image_points[rows], classifier)
         own = scores.gather(1, labels[rows, None])
         ranks.append((~(scores < own)).sum(1) - 1)
-    return rank_figures(torch.cat(ranks), labels, len(classifier))
+    return torch.cat(ranks)
 
 
 def rank_figures(ranks: Tensor, labels: Tensor, classes: int) -> dict[str, float]:

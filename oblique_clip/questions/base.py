@@ -19,11 +19,11 @@ HEADLINE_SEEDS = 5
 COST = 2.3
 CLIP_SCALE = 1 / 0.07
 
-_OPTIM = OptimConfig(steps=STEPS, batch_size=128, lr=1e-3, precision="bf16")
+_OPTIM = OptimConfig(steps=STEPS, batch_size=128, lr=5e-4, precision="bf16")
 _MODEL = model_config(
     "tiny", "sphere", topology=f"sphere({D})", embed_dim=D, arch=Architecture(vision_layers=4, text_layers=2)
 )
-SPHERE = TrainConfig(model=_MODEL, optim=_OPTIM, log="", log_every=25)
+SPHERE = TrainConfig(model=_MODEL, optim=_OPTIM, test=False, log="", log_every=50)
 OBLIQUE = varied(SPHERE, model={"form": "oblique", "topology": f"oblique({D // M},{M})"})
 
 

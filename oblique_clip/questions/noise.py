@@ -27,7 +27,7 @@ FITTED = (0.0, 0.2, 0.7)
 STARTS = {"low": 10**-0.5, "high": 10**0.5}
 STARTED = (0.0, 0.3)
 STARTS_WITHIN = GAUGED_WITHIN = 0.05
-SCALE_LR = {"scale_lr": 1e-2}
+SCALE_LR = {"scale_lr": 5e-3}
 TOPOLOGIES = ("sphere", "oblique")
 EMOJI = ("emoji-noto", "emoji-twemoji", "emoji-emojione", "emoji-streamline")
 NATURAL = "openclipart"
@@ -47,14 +47,14 @@ def noisy(level: float, **more: Any) -> dict[str, Any]:
 def started(level: float, name: str) -> tuple[Arm, Arm]:
     """Both topologies, with starts that are a factor of 10 apart between `low` and `high`."""
     starts = ({"init_scale": CLIP_SCALE / width * STARTS[name]} for width in (1, M))
-    sphere, oblique = (both(suffix(level, f"-{name}"), 2, **noisy(level, temperature=start)) for start in starts)
+    sphere, oblique = (both(suffix(level, f"-{name}"), 1, **noisy(level, temperature=start)) for start in starts)
     return sphere[0], oblique[1]
 
 
 GRID = tuple(arm for level in LEVELS for arm in both(suffix(level), **noisy(level)))
 STARTING = tuple(arm for level in STARTED for name in STARTS for arm in started(level, name))
 SUBSET = tuple(
-    both(suffix(level, "-emoji"), 2, **noisy(level, data={"train_families": EMOJI, "train_share": EMOJI_SHARE}))[0]
+    both(suffix(level, "-emoji"), 1, **noisy(level, data={"train_families": EMOJI, "train_share": EMOJI_SHARE}))[0]
     for level in LEVELS
 )
 CLIPART = both(NATURAL, **noisy(0.0, data={"train_families": (NATURAL,)}))[0]

@@ -74,7 +74,8 @@ def _asked_arm(arm: Arm, seeds: int | None, length: float) -> Arm:
 def _prepare(questions: Sequence[Question], out: Path) -> list[Path]:
     """Write the configuration of every run that has none; folders in the order in which they are begun.
 
-    First the first seed of every arm, so that a sweep that is stopped has something of each.
+    First the arms of primary contrasts, then the first seed of every arm, so that a sweep that is stopped has something
+    of each.
     """
     runs: dict[Path, TrainConfig] = {}
     for question in questions:
@@ -90,7 +91,8 @@ def _prepare(questions: Sequence[Question], out: Path) -> list[Path]:
         else:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "config.json", to_json(run))
-    return sorted(runs, key=lambda folder: runs[folder].seed)
+    primary = {arm for question in questions for arm in question.primary or ()}
+    return sorted(runs, key=lambda folder: (folder.parent.name not in primary, runs[folder].seed))
 
 
 def _refuse_other(run: TrainConfig) -> None:

@@ -7,6 +7,7 @@ RUN holds config.json. Every figure of judged.json is of the last step, which no
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -18,7 +19,8 @@ from typing import Annotated, Any
 import tyro
 
 from ..cli import run_script
-from ..config import read_run_config, write_json
+from ..config import read_run_config
+from ..files import write_whole
 from .results import JUDGED
 
 
@@ -49,14 +51,16 @@ def main(work: Work) -> None:
     keep_freed_memory()
     if not (work.run / "result.json").exists():
         train(config, quiet=True, resume=True)
-    write_json(work.run / JUDGED, judged(work.run, work.built, work.device))
+    # In one line: the counts of some thousand classes are not to be read.
+    write_whole(work.run / JUDGED, json.dumps(judged(work.run, work.built, work.device), separators=(",", ":")) + "\n")
 
 
 def judged(run: Path, built: Path | None, device: str) -> dict[str, Any]:
     """Every evaluation of a finished run's last step."""
     from ..checkpoint import LAST, load
     from ..device import pick_device
-    from ..evaluate.tasks import HeldOut, judge
+    from ..evaluate.judge import judge
+    from ..evaluate.tasks import HeldOut
 
     config = read_run_config(run)
     loaded = load(run / "checkpoints" / LAST, pick_device(device))
