@@ -17,7 +17,8 @@ FREE = ("out", "device", "threads", "fsdp", "ring", "compile", "workers", "log",
         "max_bad_fraction")  # fmt: skip
 # Settings that decide which samples make which batch.
 ORDER = ("data", "batch_size", "seed", "twins", "caption_noise", "captions", "train_families", "train_share",
-         "test_families", "val_families", "held_out_concepts", "image_column", "caption_column", "image_root")  # fmt: skip
+         "test_families", "val_families", "held_out_concepts", "image_column", "caption_column",
+         "image_root")  # fmt: skip
 
 
 def differences(one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
