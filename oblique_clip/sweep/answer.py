@@ -147,19 +147,13 @@ def summary(results: Results) -> dict[str, Any]:
             "contrasts": told, "arms": arms}  # fmt: skip
 
 
-def write_answer(results: Results, out: Path | None = None) -> Path:
-    """Write `answer.html`, results.json and the pictures of a question into `out`, and print tables and verdicts.
+def write_answer(results: Results) -> Path:
+    """Write `answer.html`, results.json and the pictures of a question into a folder of its name beside its runs.
 
-    Args:
-        out: default a folder of the question's name beside its runs.
+    Tables and verdicts are printed too.
     """
-    folder = results.out / results.question.name if out is None else out
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
-    for name, figure in pictures(results).items():
-        drawn.append(folder / f"{name}.png")
-        figure.savefig(drawn[-1], dpi=110)
-    write_json(folder / "results.json", summary(results))
+    folder = results.out / results.question.name
+    drawn = write_files(results, folder)
     page = folder / "answer.html"
     page.write_text(
         PAGE.format(title=html.escape(results.question.asks), body="\n".join(_body(results, drawn))), "utf-8"
@@ -167,6 +161,23 @@ def write_answer(results: Results, out: Path | None = None) -> Path:
     print_answer(results)
     print(f"page: {page}")
     return page
+
+
+def write_files(results: Results, folder: Path) -> list[Path]:
+    """Write results.json and the pictures, and give the paths of these."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for name, figure in pictures(results).items():
+        drawn.append(folder / f"{name}.png")
+        figure.savefig(drawn[-1], dpi=100)
+    write_json(folder / "results.json", summary(results))
+    return drawn
+
+
+def verdicts(results: Results) -> Table:
+    """A row a finding."""
+    rows = tuple((finding.claim, finding.verdict, finding.sentence) for finding in findings(results))
+    return Table("Verdicts", ("claim", "verdict", "figures"), rows)
 
 
 def _body(results: Results, drawn: Sequence[Path]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..resume import differences
 from .answer import write_answer
 from .question import Arm, Question, open_question, shipped_questions
-from .queue import Place, Progress, run_queue, what_it_said
+from .queue import Command, Place, Progress, run_queue, what_it_said
 from .results import Results, folder_of
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def sweep(config: AblateConfig) -> dict[str, Any]:
     questions = [_asked(open_question(name), config) for name in names]
     folders = _prepare(questions, config.out)
     places = places_of(config.device, config.jobs, config.threads)
-    with _shown(config.out) as show:
-        failed = run_queue(folders, places, _command(config), show)
+    with shown_progress(config.out) as show:
+        failed = run_queue(folders, places, command_of(config.built), show)
     known = [results for question in questions if (results := Results(question, config.out)).begun]
     pages = {results.question.name: str(write_answer(results)) for results in known}
     if failed:
@@ -123,17 +123,20 @@ def places_of(device: str, jobs: int, threads: int) -> list[Place]:
     return [Place(i, device, threads or max(1, cores // count)) for i in range(count)]
 
 
-def _command(config: AblateConfig) -> Callable[[Path, Place], list[str]]:
+def command_of(built: Path | None = None, test: bool = True) -> Command:
+    """What trains and judges a run; see `worker.Work` for the two settings."""
+
     def command(folder: Path, place: Place) -> list[str]:
         flags = ["--device", place.device, "--threads", str(place.threads), "--tied"]
-        flags += [] if config.built is None else ["--built", str(config.built)]
+        flags += [] if built is None else ["--built", str(built)]
+        flags += [] if test else ["--no-test"]
         return [sys.executable, "-W", "ignore", "-m", "oblique_clip.sweep.worker", str(folder), *flags]
 
     return command
 
 
 @contextmanager
-def _shown(out: Path) -> Iterator[Callable[[Progress], None]]:
+def shown_progress(out: Path) -> Iterator[Callable[[Progress], None]]:
     """Bars on a terminal: of the whole, with the time that is left, and of each run in progress. Elsewhere, a line
     whenever a run ends."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +31,8 @@ class Work:
     """Folder with the config.json of the run."""
     built: Path | None = None
     """Folder of shards built by experiments/data, whose sources are judged too."""
+    test: bool = True
+    """Judge on what is kept for the test too; else on the validation families alone."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     threads: int = 0
@@ -52,23 +53,25 @@ def main(work: Work) -> None:
     if not (work.run / "result.json").exists():
         train(config, quiet=True, resume=True)
     # In one line: the counts of some thousand classes are not to be read.
-    write_whole(work.run / JUDGED, json.dumps(judged(work.run, work.built, work.device), separators=(",", ":")) + "\n")
+    write_whole(work.run / JUDGED, json.dumps(judged(work), separators=(",", ":")) + "\n")
 
 
-def judged(run: Path, built: Path | None, device: str) -> dict[str, Any]:
+def judged(work: Work) -> dict[str, Any]:
     """Every evaluation of a finished run's last step."""
     from ..checkpoint import LAST, load
     from ..device import pick_device
     from ..evaluate.judge import judge
-    from ..evaluate.tasks import HeldOut
+    from ..evaluate.tasks import HeldOut, validation_score
 
-    config = read_run_config(run)
-    loaded = load(run / "checkpoints" / LAST, pick_device(device))
-    return judge(loaded, HeldOut(config.data), built)
+    loaded = load(work.run / "checkpoints" / LAST, pick_device(work.device))
+    held_out = HeldOut(read_run_config(work.run).data)
+    return judge(loaded, held_out, work.built) if work.test else {"validation": validation_score(loaded, held_out)}
 
 
 def _stop_with_input() -> None:
-    sys.stdin.buffer.read()
+    # Not by sys.stdin, whose lock this thread would still hold when Python ends.
+    while os.read(0, 4096):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
