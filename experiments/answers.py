@@ -9,7 +9,11 @@ Run it after `oblique-clip ablate --preset all --out experiments/runs`.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from oblique_clip.cli import run_script
 from oblique_clip.sweep.answer import Table, costs, differences, tables, unfinished, verdicts, write_files
@@ -34,11 +38,11 @@ def answer_of(results: Results, drawn: list[Path]) -> str:
     return "\n\n".join([*note, *shown, *(f"![{path.stem}]({path.name})" for path in drawn)]) + "\n"
 
 
-def all_verdicts() -> str:
+def all_verdicts(runs: Path) -> str:
     """The block of the project's README: every claim and its verdict."""
     rows = []
     for name in QUESTIONS:
-        results = Results(open_question(name), RUNS)
+        results = Results(open_question(name), runs)
         if results.begun:
             page = f"[{name}](experiments/{name}/README.md)"
             rows += [(page, claim, verdict) for claim, verdict, _ in verdicts(results).rows]
@@ -54,18 +58,22 @@ def put(path: Path, text: str) -> None:
     path.write_text(after, encoding="utf-8")
 
 
+@dataclass(frozen=True)
 class Answers:
-    """Write what the committed runs answer; takes no flags."""
+    """Write what finished runs answer into experiments/ and the README."""
+
+    runs: Annotated[Path, tyro.conf.arg(help_behavior_hint="(default: experiments/runs)")] = RUNS
+    """Folder of the runs."""
 
 
 def main(command: Answers) -> None:
     """Write every file."""
     for name in QUESTIONS:
-        results = Results(open_question(name), RUNS)
+        results = Results(open_question(name), command.runs)
         known = results.begun
         text = answer_of(results, write_files(results, HERE / name)) if known else "No run of it is finished.\n"
         put(HERE / name / "README.md", text)
-    put(HERE.parent / "README.md", all_verdicts())
+    put(HERE.parent / "README.md", all_verdicts(command.runs))
 
 
 if __name__ == "__main__":
