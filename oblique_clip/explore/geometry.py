@@ -184,12 +184,13 @@ def similarity_histogram(
         ends = [block.aminmax() for _, block in blocks(x, y, measured)]
         low, high = float(min(end.min for end in ends)), float(max(end.max for end in ends))
     edges = np.linspace(low, high, bins + 1)
-    counts = np.zeros((2, bins))
+    counts, totals = np.zeros((2, bins)), np.zeros((2, 1))
     for start, block in blocks(x, y, measured):
         for side, values in enumerate(_split(block, rows[start : start + len(block)])):
             # Rounding carries a similarity of a point with itself over the end.
             counts[side] += np.histogram(values.clamp(low, high).numpy(), edges)[0]
-    densities = counts / (np.maximum(counts.sum(1, keepdims=True), 1) * np.diff(edges))
+            totals[side] += len(values)
+    densities = counts / (np.maximum(totals, 1) * np.diff(edges))
     return Histogram(edges, densities[0], densities[1])
 
 

@@ -59,7 +59,7 @@ def summarise(
     """Figures of images (N, *point_shape) and texts (K, *point_shape) by name; a list has one number for each sphere.
 
     Each is that of the function of its name in `oblique_clip.explore`, with `_images` or `_texts` of one side;
-    `hubness_texts` is of texts near to images; `overlap`, `cka` and `procrustes` compare each text with one image of it.
+    `hubness_texts` is of texts near to images; `overlap`, `cka` and `procrustes` compare each text with an image of it.
     What cannot be told is left out: spheres of a topology without them, a dimension of a few points, a gap of one text.
 
     Args:
@@ -67,7 +67,7 @@ def summarise(
         seed: of the samples.
         sample: images looked at, and where there are more texts than that, those of these images alone.
         homology: whether to compute loops of images and of texts on `landmarks`, in units of the median distance; needs
-            ripser, and up to a minute for 400 landmarks.
+            ripser, see `persistence` for how long it takes.
 
     Raises:
         UserError: for points of another topology, `pairs` that do not fit, or homology without ripser.
@@ -110,9 +110,9 @@ def _geometry(x: Tensor, y: Tensor, topology: Topology, rows: Tensor, seed: int)
         "uniformity_floor": partial(uniformity_floor, topology),
         "equilibrium_gap": partial(equilibrium_gap, x, y, topology, rows),
         "positive": lambda: float(scores.positive.mean()),
-        "positive_std": lambda: float(scores.positive.std()),
+        "positive_std": lambda: _spread(scores.positive),
         "negative": lambda: float(scores.negative.mean()),
-        "negative_std": lambda: float(scores.negative.std()),
+        "negative_std": lambda: _spread(scores.negative),
         "top1": partial(top1, x, y, topology, rows),
         "top1_gap_closed": lambda: top1(*close_gap(x, y, topology), topology, rows),
         "modality_gap": partial(modality_gap, x, y, topology),
@@ -174,6 +174,10 @@ def _homology(x: Tensor, y: Tensor, topology: Topology, count: int, seed: int) -
             found[f"betti_{dimension}_{name}"] = float(side.betti_numbers()[dimension])
     both = zip(sides["images"].diagrams, sides["texts"].diagrams, strict=True)
     return found | {f"bottleneck_h{dimension}": bottleneck(a, b) for dimension, (a, b) in enumerate(both)}
+
+
+def _spread(values: Tensor) -> float:
+    return float(values.std()) if len(values) > 1 else math.nan
 
 
 def _all(measures: dict[str, Callable[[], float]]) -> dict[str, Figure]:
