@@ -20,7 +20,9 @@ _HOMES: dict[str, str | None] = {
     "load": "checkpoint",
     "model_config": "config",
     "parse_topology": "topology",
-    **dict.fromkeys(("config", "data", "evaluate", "loss", "manifold", "model", "temperature", "topology", "towers")),
+    **dict.fromkeys(
+        ("config", "data", "evaluate", "explore", "loss", "manifold", "model", "temperature", "topology", "towers")
+    ),
 }
 __all__ = [
     "UserError",

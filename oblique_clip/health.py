@@ -130,22 +130,48 @@ def spheres(points: Tensor, topology: Topology) -> Signs:
         dead spheres: all pictures are one point on sphere 2 of 3
         duplicate spheres: of 3 spheres some tell the same as another: 0 and 1
     """
-    if topology.m < 2 or len(points) < 3:
-        return {}
-    # (B, B, m) to (m, pairs of different points)
-    cosines = topology.per_sphere(points[:, None], points[None]).cpu().double()
-    cosines = cosines[~torch.eye(len(points), dtype=torch.bool)].T
-    dead = (1 - cosines).amax(1) < DEAD
-    alike = torch.corrcoef(cosines).nan_to_num() > DUPLICATE
-    alike &= ~(dead[:, None] | dead) & torch.ones_like(alike).triu(1)
-    pairs = [f"{one} and {other}" for one, other in alike.nonzero().tolist()]
-    gone = [str(place) for place in dead.nonzero().flatten().tolist()]
+    dead, duplicate = faults_of(points, topology)
+    gone = [str(place) for place in dead]
+    pairs = [f"{one} and {other}" for one, other in duplicate]
     found = {}
     if gone:
         found["dead spheres"] = f"all pictures are one point on sphere {_some(gone)} of {topology.m}"
     if pairs:
         found["duplicate spheres"] = f"of {topology.m} spheres some tell the same as another: {_some(pairs)}"
     return found
+
+
+class Faults(NamedTuple):
+    """Spheres by their numbers, from 0."""
+
+    dead: list[int]
+    """Those on which all points are one."""
+    duplicate: list[tuple[int, int]]
+    """Pairs of living ones that tell the same."""
+
+
+def faults_of(points: Tensor, topology: Topology) -> Faults:
+    """What `spheres` warns of, for points (B, m, n); nothing of a single sphere, or of fewer than three points.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip import parse_topology
+        >>> from oblique_clip.health import faults_of
+        >>> topology = parse_topology("oblique(4,2)")
+        >>> points = topology.project(torch.randn(32, 1, 4)).repeat(1, 2, 1)
+        >>> faults_of(points, topology)
+        Faults(dead=[], duplicate=[(0, 1)])
+    """
+    if topology.m < 2 or len(points) < 3:
+        return Faults([], [])
+    # (B, B, m) to (m, pairs of different points)
+    cosines = topology.per_sphere(points[:, None], points[None]).cpu().double()
+    cosines = cosines[~torch.eye(len(points), dtype=torch.bool)].T
+    dead = (1 - cosines).amax(1) < DEAD
+    alike = torch.corrcoef(cosines).nan_to_num() > DUPLICATE
+    alike &= ~(dead[:, None] | dead) & torch.ones_like(alike).triu(1)
+    pairs: list[list[int]] = alike.nonzero().tolist()
+    return Faults(dead.nonzero().flatten().tolist(), [(one, other) for one, other in pairs])
 
 
 def _some(things: Sequence[str], most: int = 5) -> str:

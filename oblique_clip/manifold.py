@@ -251,6 +251,27 @@ class Oblique(geoopt.Manifold):
         """
         return self.proju(y, v)
 
+    def parallel_transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """Carry v along the shortest geodesic from x to y: each row turns with its sphere in the plane of x and y.
+
+        Keeps all inner products, row by row, and takes `logmap(x, y)` to -`logmap(y, x)`. From a row to its antipode it
+        follows the geodesic that `logmap` chooses. Absil, Mahony & Sepulchre (2008), example 8.1.1.
+
+        Args:
+            x: point, (..., m, n).
+            y: point that broadcasts against x.
+            v: tangent vector at x.
+
+        Returns:
+            Tangent vector at y, (..., m, n).
+        """
+        x, v = _widen(x, v)
+        u = self.logmap(x, y)
+        angle = _row_norm(u) / math.pi
+        # The part of v along u / |u| turns by the angle; the factors keep their digits where that is near zero.
+        turned = -0.5 * torch.sinc(angle / 2).square() * u - torch.sinc(angle) * x
+        return self.proju(y, v + _row_dot(u, v) * turned)
+
     def inner(self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False) -> Tensor:
         """Inner product of tangent vectors at x, the sum over all rows; v defaults to u.
 

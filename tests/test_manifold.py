@@ -29,6 +29,8 @@ PYMANOPT = 1e-10
 SPHERE = 1e-12
 DERIVATIVE = 1e-9
 """For derivatives in float64 against closed forms, away from the kinks."""
+NEAR_THE_END = 1 / math.sin(0.1)
+"""How much worse the direction of a geodesic is known 0.1 short of coincident or antipodal rows."""
 THIRD_ORDER = 1.0
 """retr and expmap differ by less than this times |step|^3."""
 
@@ -316,6 +318,26 @@ def test_transport_keeps_what_it_says_of_inner_products(case: Case) -> None:
 def test_transport_keeps_the_part_orthogonal_to_the_geodesic(case: Case) -> None:
     aside = OB.proju(OB.projx(case.u), case.v)
     assert error(OB.transp(case.x, case.y, aside), aside) < 4 * case.law
+
+
+@laws
+@given(case=cases())
+def test_parallel_transport_lands_tangent_and_keeps_all_inner_products(case: Case) -> None:
+    u, v = (OB.parallel_transport(case.x, case.y, w) for w in (case.u, case.v))
+    for w in (u, v):
+        assert_tangent(case.y, w)
+    for one, other, before in ((u, u, (case.u, case.u)), (u, v, (case.u, case.v)), (v, v, (case.v, case.v))):
+        assert error(row_dot(one, other), row_dot(*before)) <= case.law
+
+
+@laws
+@given(case=cases(angles=generic_angles))
+def test_parallel_transport_follows_the_geodesic_and_comes_back(case: Case) -> None:
+    """What points to y at x points away from x at y, and the way back undoes the way there."""
+    carried = OB.parallel_transport(case.x, case.y, OB.logmap(case.x, case.y))
+    assert error(carried, -OB.logmap(case.y, case.x)) <= NEAR_THE_END * case.law
+    there = OB.parallel_transport(case.x, case.y, case.v)
+    assert error(OB.parallel_transport(case.y, case.x, there), case.v) <= NEAR_THE_END * case.law
 
 
 @laws
