@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from ..data.faults import Lost
 from ..data.images import decode_square
 from ..data.shards import read_records
 from ..errors import UserError
+from ..explore import summarise
 from ..topology import Topology
-from .tasks import Encoded, HeldOut, emoji_parts, pixel_ranks, report_of, retrieved, validation_score
+from .tasks import Case, Encoded, HeldOut, emoji_parts, pixel_ranks, report_of, retrieved, validation_score
 from .zeroshot import rank_figures
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ def judge(loaded: Loaded, held_out: HeldOut, built: Path | None = None) -> dict[
     Returns:
         `evaluation`, as `evaluate_emoji` gives it; `validation`; `built`, for each source its zero-shot figures among
         its own names, with calibration, and recall; `right`, for each of these how many pictures of each class, in the
-        order of names, are classified right, and of how many; `sizes`, top-1 under the first so many numbers.
+        order of names, are classified right, and of how many; `sizes`, top-1 under the first so many numbers; `space`,
+        the diagnostics of `explore.summarise`.
 
     Raises:
         UserError: for a folder without shards of these sources.
@@ -78,7 +81,14 @@ def judge(loaded: Loaded, held_out: HeldOut, built: Path | None = None) -> dict[
         "built": figures,
         "right": {name: case.right() for name, case in cases.items()},
         "sizes": sizes,
+        "space": space_of(encoded.test),
     }
+
+
+def space_of(case: Case) -> dict[str, Any]:
+    """How pictures and names lie: see `explore.summarise`; loops are looked for where ripser is installed."""
+    points, labels, classifier, topology = case
+    return summarise(points, classifier, topology, labels, homology=find_spec("ripser") is not None)
 
 
 def prefix_sizes(topology: Topology) -> list[int]:
