@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Compare finished runs."""
+    """Compare finished runs: tables on the terminal, and a page to explore in a browser.
+
+    The page's map is a t-SNE where scikit-learn is installed (the extra `explore`), else principal coordinates.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from oblique_clip.report import ReportConfig
+        >>> ReportConfig((Path("runs/sphere"), Path("runs/oblique")), seed=1).out.as_posix()
+        'runs/report'
+    """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders."""
@@ -38,6 +47,14 @@ def report(config: ReportConfig) -> None:
 
     Raises:
         UserError: for a folder that is no finished run, one that is named twice, or a device that is not there.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from oblique_clip.report import ReportConfig, report
+        >>> report(ReportConfig((Path("runs/nowhere"),)))
+        Traceback (most recent call last):
+            ...
+        oblique_clip.errors.UserError: runs/nowhere is no finished run: it has no config.json
     """
     check_ranges(config)
     check_folder(config.out)
