@@ -58,7 +58,8 @@ def write_page(
     """Write `out/report.html`, and beside it curves and, for each run with a model to look at, retrieval as PNG.
 
     Args:
-        runs, results: folder and result.json of each run, by its name.
+        runs: folder of each run, by its name.
+        results: its result.json.
         remaining: see `report.differences`.
         seed: of what is drawn at random.
         device: that the models compute on.
@@ -74,7 +75,7 @@ def write_page(
         >>> folder = Path(tempfile.mkdtemp())
         >>> write_json(folder / "config.json", to_json(TrainConfig()))
         >>> (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 4.0, "scale": 1.8, "margin": 0.1}')
-        49
+        53
         >>> result = {"topology": "oblique(16,8)", "scale": 1.8}
         >>> page = write_page(folder, {"mine": folder}, {"mine": result}, {"mine": {"projection": "per_token"}})
         >>> "is without a checkpoint" in page.read_text(encoding="utf-8")
