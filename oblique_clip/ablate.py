@@ -21,7 +21,8 @@ from .config import (
     write_json,
 )
 from .errors import UserError
-from .report import differences, print_tables, write_page
+from .page.write import write_page
+from .report import differences, print_tables
 from .train import train
 
 
@@ -78,7 +79,9 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
     remaining = differences({form: run.model for form, run in runs.items()})
     report = {"format_version": 1, "runs": results, "differences": remaining}
     write_json(config.out / "result.json", report)
-    page = write_page(config.out, {form: run.out for form, run in runs.items()}, results, remaining)
+    page = write_page(
+        config.out, {form: run.out for form, run in runs.items()}, results, remaining, device=config.device
+    )
     print_tables(results, remaining)
     print(f"page: {page}")
     return report

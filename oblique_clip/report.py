@@ -1,10 +1,7 @@
-"""Runs in; tables and one HTML page out. The page stands alone: no server, no network."""
+"""Finished runs in; tables on the terminal and one HTML page out."""
 
 from __future__ import annotations
 
-import base64
-import html
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,94 +9,91 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from .config import ModelConfig, read_run_config
+from .columns import COLUMNS, DIGITS, NOTHING, Column
+from .config import ModelConfig, check_folder, check_ranges, read_json, read_run_config
 from .data.benchmarks import PEER
 from .errors import UserError
-from .figures import draw_curves, draw_retrieval
+from .page.write import write_page
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from rich.table import Table as RichTable
-
-DIGITS = 2
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Compare finished runs."""
+    """Compare finished runs: tables on the terminal, and a page to explore in a browser.
+
+    The page's map is a t-SNE where scikit-learn is installed (the extra `explore`), else principal coordinates.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from oblique_clip.report import ReportConfig
+        >>> ReportConfig((Path("runs/sphere"), Path("runs/oblique")), seed=1).out.as_posix()
+        'runs/report'
+    """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders."""
     out: Path = Path("runs/report")
-    """Folder for report.html and its pictures as PNG files."""
+    """Folder for report.html, and curves and retrieval as PNG files."""
+    seed: int = 0
+    """Seed of the pictures and names that are drawn as examples."""
+    device: str = "auto"
+    """Where the runs' models look at the test pictures: auto, cpu, cuda, cuda:N or mps."""
 
 
 def report(config: ReportConfig) -> None:
-    """Print the comparison of finished runs and write it to `out/report.html`, its pictures beside it.
+    """Print the comparison of finished runs and write it to `out/report.html`, its figures beside it as PNG files.
 
     Raises:
-        UserError: for a folder that is no finished run, or two runs of one name.
+        UserError: for a folder that is no finished run, one that is named twice, or a device that is not there.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from oblique_clip.report import ReportConfig, report
+        >>> report(ReportConfig((Path("runs/nowhere"),)))
+        Traceback (most recent call last):
+            ...
+        oblique_clip.errors.UserError: runs/nowhere is no finished run: it has no config.json
     """
+    check_ranges(config)
+    check_folder(config.out)
     if not config.runs:
         raise UserError("name at least one run folder")
-    runs = {run.name: run for run in config.runs}
-    if len(runs) < len(config.runs):
-        raise UserError("two of the run folders have the same name, which names them in the report")
+    runs = named(config.runs)
     for run in config.runs:
         missing = [name for name in ("config.json", "metrics.jsonl", "result.json") if not (run / name).is_file()]
         if missing:
             raise UserError(f"{run} is no finished run: it has no {missing[0]}")
     remaining = differences({name: read_run_config(run).model for name, run in runs.items()})
-    results = {name: json.loads((run / "result.json").read_text()) for name, run in runs.items()}
-    config.out.mkdir(parents=True, exist_ok=True)
-    page = write_page(config.out, runs, results, remaining)
+    results = {name: read_json(run / "result.json") for name, run in runs.items()}
+    page = write_page(config.out, runs, results, remaining, config.seed, config.device)
     print_tables(results, remaining)
     print(f"page: {page}")
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column of the comparison: its heading and where its figure is found in a result.json."""
+def named(folders: Sequence[Path]) -> dict[str, Path]:
+    """Run folders by the shortest ends of their paths that tell them apart.
 
-    heading: str
-    path: tuple[str, ...]
-    percent: bool = True
+    Raises:
+        UserError: for a folder that is named twice.
 
-    def text(self, result: dict[str, Any]) -> str:
-        value: Any = result
-        for key in self.path:
-            value = value.get(key) if isinstance(value, dict) else None
-        if value is None:
-            return "-"
-        if not isinstance(value, float):
-            return str(value)
-        return f"{100 * value:.{DIGITS}f}" if self.percent else f"{value:.{DIGITS}f}"
+    Examples:
+        >>> from pathlib import Path
+        >>> from oblique_clip.report import named
+        >>> list(named([Path("runs/sphere"), Path("runs/oblique")]))
+        ['sphere', 'oblique']
+        >>> list(named([Path("x/sphere/seed-0"), Path("x/oblique/seed-0")]))
+        ['sphere/seed-0', 'oblique/seed-0']
+    """
+    paths = [folder.resolve() for folder in folders]
+    if twice := [str(folder) for folder, path in zip(folders, paths, strict=True) if paths.count(path) > 1]:
+        raise UserError(f"{twice[0]} is named twice")
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return {"/".join(path.parts[-depth:]): folder for path, folder in zip(paths, folders, strict=True)}
 
-
-_FAMILY = ("evaluation", "family")
-_CONCEPTS = ("evaluation", "concepts")
-_RETRIEVAL = ("evaluation", "retrieval")
-COLUMNS = (
-    Column("topology", ("topology",)),
-    Column("family top-1 %", (*_FAMILY, "top1")),
-    Column("same, last step %", ("last_evaluation", "family", "top1")),
-    Column("top-5 %", (*_FAMILY, "top5")),
-    Column("pixel floor top-1 %", (*_FAMILY, "pixel_floor", "top1")),
-    Column("chance %", (*_FAMILY, "chance")),
-    Column("known names top-1 %", (*_FAMILY, "parts", "known_names", "top1")),
-    Column("pixel floor of these %", (*_FAMILY, "parts", "known_names", "pixel_floor", "top1")),
-    Column("no flags top-1 %", (*_FAMILY, "parts", "without_flags", "top1")),
-    Column("concepts top-1 %", (*_CONCEPTS, "top1")),
-    Column("same, last step %", ("last_evaluation", "concepts", "top1")),
-    Column("chance %", (*_CONCEPTS, "chance")),
-    Column("image to text R@1 %", (*_RETRIEVAL, "image_to_text_r@1")),
-    Column("chance %", (*_RETRIEVAL, "image_to_text_chance_r@1")),
-    Column("text to image R@1 %", (*_RETRIEVAL, "text_to_image_r@1")),
-    Column("chance %", (*_RETRIEVAL, "text_to_image_chance_r@1")),
-    Column("scale", ("scale",), percent=False),
-    Column("images/s", ("images_per_second",), percent=False),
-    Column("train s", ("train_seconds",), percent=False),
-)
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -174,14 +168,14 @@ def _zero_shot_tables(evaluation: dict[str, Any]) -> Iterator[RichTable]:
     found = _classifications(evaluation)
     for title, paths in ZERO_SHOT.items():
         every = [Column(heading, path) for heading, path in paths.items()]
-        columns = [column for column in every if any(column.text(figures) != "-" for _, figures in found)]
+        columns = [column for column in every if any(column.text(figures) != NOTHING for _, figures in found)]
         table = RichTable(title=title, title_justify="left")
         table.add_column("zero-shot", no_wrap=True)
         for column in columns:
             table.add_column(column.heading, justify="right")
         for name, figures in found:
             texts = [column.text(figures) for column in columns]
-            if set(texts) - {"-"}:
+            if set(texts) - {NOTHING}:
                 table.add_row(name, *texts)
         if table.rows:
             yield table
@@ -260,89 +254,3 @@ def _print_transposed(title: str, headings: Sequence[str], rows: Sequence[Sequen
 def _difference_rows(remaining: dict[str, dict[str, Any]]) -> Table:
     names = list(next(iter(remaining.values())))
     return ["form", *names], [[form, *(str(entry[name]) for name in names)] for form, entry in remaining.items()]
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem }}
-th, td {{ border-bottom: 1px solid #ccc; padding: 0.3rem 0.7rem; text-align: right }}
-th:first-child, td:first-child {{ text-align: left }}
-img {{ max-width: 100% }} code {{ background: #f3f3f3; padding: 0 0.2rem }} figcaption {{ color: #555 }}
-</style></head><body><h1>{title}</h1>{body}</body></html>
-"""
-
-
-def write_page(
-    out: Path, runs: dict[str, Path], results: dict[str, dict[str, Any]], remaining: dict[str, dict[str, Any]]
-) -> Path:
-    """Write `out/report.html` with tables, curves and retrieval pictures of finished runs, and the pictures as PNG.
-
-    Args:
-        runs, results: folder and result.json of each run, by its name.
-        remaining: see `differences`.
-    """
-    first = next(iter(results.values()))
-    parts = [
-        *_facts(results),
-        "<h2>Zero-shot on what training left out</h2>",
-        html_table(*_transpose(*comparison(results))),
-        "<p><em>Family</em>: every picture of the held-out artists, among all their names; the pixel floor is "
-        "the nearest training picture on 16 x 16 pixels. <em>Concepts</em>: emoji whose names training never saw, "
-        "among those names alone. Accuracies are of the checkpoint that was best on the validation family; "
-        "nothing chose those of the last step.</p>",
-        "<h2>What differs besides the topology</h2>",
-        html_table(*_transpose(*_difference_rows(remaining))),
-        "<h2>Training</h2>",
-        _html_figure(
-            out / "curves.png",
-            draw_curves(runs),
-            "Scale and margin are in units of the width of each topology's range.",
-        ),
-    ]
-    if "family" in first["evaluation"]:
-        for name, run in runs.items():
-            picture = _html_figure(out / f"retrieval-{name}.png", draw_retrieval(run), "Drawn at random, not chosen.")
-            parts += [f"<h2>Retrieval: {html.escape(name)}</h2>", picture]
-    page = out / "report.html"
-    page.write_text(PAGE.format(title="Oblique CLIP against CLIP", body="\n".join(parts)), encoding="utf-8")
-    return page
-
-
-def _facts(results: dict[str, dict[str, Any]]) -> list[str]:
-    """What was run, a paragraph for each different answer."""
-    runs: dict[str, list[str]] = {}
-    for name, result in results.items():
-        # What a result.json says may be a stranger's.
-        text = html.escape(
-            f"{result['steps']} steps of {result['batch_size']} pairs, seed {result['seed']}, "
-            f"{result['threads']} threads on {result['device']}, torch {result['versions']['torch']}: "
-        )
-        text += f"<code>{html.escape(result['command'])}</code>"
-        runs.setdefault(text, []).append(name)
-    return [f"<p>{html.escape(', '.join(names))}: {text}</p>" for text, names in runs.items()]
-
-
-def _transpose(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    return [headings[0], *(row[0] for row in rows)], [
-        [h, *(row[i] for row in rows)] for i, h in enumerate(headings[1:], 1)
-    ]
-
-
-def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of texts, each escaped."""
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in headings)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _html_figure(path: Path, figure: Figure, caption: str) -> str:
-    figure.savefig(path, dpi=110)
-    return html_image(path, caption)
-
-
-def html_image(path: Path, caption: str) -> str:
-    """A PNG file as a figure that is part of the page."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    image = f'<img alt="" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"

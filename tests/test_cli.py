@@ -82,6 +82,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown device": (["train", "--device", "tpu"], "there is auto, cpu, cuda"),
     "missing model": (["evaluate", "nowhere"], "no such checkpoint or run folder: nowhere"),
     "no finished run": (["report", "nowhere"], "nowhere is no finished run"),
+    "one run twice": (["report", "nowhere", "./nowhere"], "nowhere is named twice"),
+    "report into a file": (["report", "nowhere", "--out", "/dev/null"], "--out /dev/null is a file: name a folder"),
     "all patches dropped": (["train", "--patch-dropout", "1"], "--patch-dropout must lie in [0, 1)"),
     "unknown suite": (["bench", "--only", "steps"], "unknown suite 'steps'; there is step, flags, profile, loss"),
     "nothing to embed": (

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import html
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from oblique_clip.config import Architecture, Form, TrainConfig, model_config, to_json, write_json
-from oblique_clip.report import differences, write_page
+from oblique_clip.config import Architecture, Form, model_config
+from oblique_clip.report import differences
 
 ARCH = Architecture(patch_size=8, vision_width=32, vision_layers=2, text_width=32, text_layers=3)
 CAPTION = 8
@@ -35,18 +32,3 @@ def test_operations_are_those_counted_by_hand(form: Form, tokens: tuple[int, int
     assert float(found["MFLOPs a pair"]) == pytest.approx(
         by_hand(form, *tokens, outputs=128), abs=0.06
     )  # printed to one digit
-
-
-def test_nothing_that_a_run_says_becomes_markup(tmp_path: Path) -> None:
-    """Names of runs and concepts, and what result.json holds, which may be a stranger's."""
-    script = "<script>alert('x')</script>"
-    run = tmp_path / "run"
-    run.mkdir()
-    line = {"step": 1, "loss": 1.0, "scale": 1.0, "positive": 0.5, "negative": 0.1, "margin": 0.4}
-    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    write_json(run / "config.json", to_json(TrainConfig()))
-    result = dict.fromkeys(("topology", "steps", "batch_size", "seed", "threads", "device", "command", "scale"), script)
-    result |= {"versions": {"torch": script}, "evaluation": {"concepts": {"top1": script}}}
-    page = write_page(tmp_path, {script: run}, {script: result}, {script: {script: script}}).read_text(encoding="utf-8")
-    assert script not in page and "<script" not in page
-    assert page.count(html.escape(script)) >= 10

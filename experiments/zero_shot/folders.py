@@ -15,10 +15,10 @@ from typing import Annotated
 import tyro
 
 from oblique_clip.cli import run_script
+from oblique_clip.columns import Column
 from oblique_clip.data.folders import open_class_folder
 from oblique_clip.evaluate.names import IMAGENET, imagenet_names
 from oblique_clip.evaluate.run import EvaluateConfig
-from oblique_clip.report import Column
 
 from .table import compare
 

@@ -12,8 +12,8 @@ from typing import Annotated
 import tyro
 
 from oblique_clip.cli import run_script
+from oblique_clip.columns import Column
 from oblique_clip.evaluate.run import EvaluateConfig
-from oblique_clip.report import Column
 
 from .table import compare
 

@@ -15,10 +15,10 @@ from typing import Annotated, Literal
 import tyro
 
 from oblique_clip.cli import run_script
+from oblique_clip.columns import Column
 from oblique_clip.data.benchmarks import PEER, is_webdataset
 from oblique_clip.errors import UserError
 from oblique_clip.evaluate.run import EvaluateConfig
-from oblique_clip.report import Column
 
 from .table import compare
 

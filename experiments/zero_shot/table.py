@@ -15,10 +15,10 @@ from rich.table import Column as TableColumn
 from rich.table import Table
 
 from oblique_clip.checkpoint import fingerprint, load
+from oblique_clip.columns import Column
 from oblique_clip.config import write_json
 from oblique_clip.errors import UserError
 from oblique_clip.evaluate.run import EvaluateConfig, evaluate, settings_of
-from oblique_clip.report import Column
 
 WIDE = 200
 

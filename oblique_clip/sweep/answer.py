@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import to_json, write_json
-from ..report import PAGE, html_image, html_table
+from ..files import write_whole
+from ..page.render import data_address, render
+from ..page.runs import Grid
 from .pictures import draw_curves, draw_forest
 from .question import Finding
 from .results import HEADLINES, MEASURES, Difference, Measure, Results, found_of
@@ -155,9 +156,7 @@ def write_answer(results: Results) -> Path:
     folder = results.out / results.question.name
     drawn = write_files(results, folder)
     page = folder / "answer.html"
-    page.write_text(
-        PAGE.format(title=html.escape(results.question.asks), body="\n".join(_body(results, drawn))), "utf-8"
-    )
+    write_whole(page, _html(results, drawn))
     print_answer(results)
     print(f"page: {page}")
     return page
@@ -180,18 +179,16 @@ def verdicts(results: Results) -> Table:
     return Table("Verdicts", ("claim", "verdict", "figures"), rows)
 
 
-def _body(results: Results, drawn: Sequence[Path]) -> Iterator[str]:
+def _html(results: Results, drawn: Sequence[Path]) -> str:
     """Verdicts first, then pictures and tables."""
-    missing = unfinished(results)
-    if missing:
-        yield f"<p><strong>{missing} runs of this question are not finished.</strong></p>"
-    for finding in findings(results):
-        claim, sentence = html.escape(finding.claim), html.escape(finding.sentence)
-        yield f"<p><strong>{finding.verdict}</strong>: {claim}<br>{sentence}</p>"
-    for path in drawn:
-        yield html_image(path, path.stem)
-    for table in tables(results):
-        yield f"<h2>{html.escape(table.title)}</h2><div>{html_table(table.headings, table.rows)}</div>"
+    return render(
+        "answer.html.jinja",
+        title=results.question.asks,
+        missing=unfinished(results),
+        findings=findings(results),
+        pictures=[(path.stem, data_address(path.read_bytes(), "png")) for path in drawn],
+        tables=[Grid(table.title, table.headings, table.rows) for table in tables(results)],
+    )
 
 
 def print_answer(results: Results) -> None:
