@@ -16,7 +16,7 @@ from made_runs import STEPS, made_metrics, made_result, make_run
 from matplotlib.figure import Figure
 
 from oblique_clip.columns import COLUMNS
-from oblique_clip.config import DataConfig, TrainConfig, model_config, to_json, write_json
+from oblique_clip.config import DataConfig, TrainConfig, model_config, read_json, to_json, write_json
 from oblique_clip.data.emoji import EmojiSet, load_emoji
 from oblique_clip.errors import UserError
 from oblique_clip.page import family, write
@@ -28,7 +28,9 @@ from oblique_clip.page.render import render
 from oblique_clip.page.runs import runs_grid
 from oblique_clip.page.spread import BINS, spread
 from oblique_clip.report import ReportConfig, report
-from oblique_clip.sweep.question import Finding
+from oblique_clip.sweep.answer import write_answer
+from oblique_clip.sweep.question import Arm, Finding, Question, varied
+from oblique_clip.sweep.results import Results, folder_of
 from oblique_clip.topology import parse_topology
 
 SCRIPT = "<script>alert(1)</script>"
@@ -197,6 +199,19 @@ def test_a_sweeps_answer_is_escaped_on_the_same_page() -> None:
     finding = Finding(SCRIPT, "supported", SCRIPT)
     page = render("answer.html.jinja", title=SCRIPT, missing=0, findings=[finding], pictures=[], tables=[])
     assert SCRIPT not in page and Tags(page).elements.count("script") == 1
+
+
+def test_a_sweeps_answer_has_its_pictures_and_tables_that_sort(tmp_path: Path) -> None:
+    arms = {name: varied(TrainConfig(), model={"topology": name}) for name in ("sphere(128)", "euclidean(128)")}
+    question = Question("q", "Which?", tuple(Arm(name, config, seeds=2) for name, config in arms.items()))
+    for arm in question.arms:
+        for seed, top1 in enumerate((0.1, 0.125)):
+            run = make_run(folder_of(tmp_path, arm.name, seed), top1=top1)
+            write_json(run / "judged.json", {"evaluation": read_json(run / "result.json")["evaluation"], "right": {}})
+    page = write_answer(Results(question, tmp_path)).read_text(encoding="utf-8")
+    tags = Tags(page)
+    assert tags.elements.count("img") == 2 and tags.elements.count("table") == 4
+    assert "<h1>Which?</h1>" in page and "10.00, 12.50" in page and page.count('aria-sort="none"') > 10
 
 
 def test_ten_runs_stay_below_five_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
