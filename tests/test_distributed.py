@@ -130,6 +130,8 @@ KINDS: dict[str, ModelConfig] = {
     ),
 }  # fmt: skip
 KIND_LOSSES = {"clip": "info_nce", "lorentz": "sigmoid", "oblique": "info_nce", "points": "sigmoid"}
+KIND_SIZES = {"points": (8, 32)}
+"""Prefixes that are trained; the other kinds train the whole embedding."""
 STEP_SIZES = {2: "empty", 4: "uneven"}
 WAYS: dict[str, tuple[bool, int | None]] = {
     "ddp": (False, None), "ddp by micro-batches": (False, 4), "fsdp": (True, None), "fsdp by micro-batches": (True, 4),
@@ -153,7 +155,9 @@ def step(model: DualEncoder, kind: str, own: slice, micro_batch: int | None = No
     ids[torch.arange(7) > ends[:, None]] = 0
     groups = torch.arange(PAIRS) % 9
     parts = (part[own] for part in (images, ids, groups))
-    return train_step(model, *parts, KIND_LOSSES[kind], "float32", micro_batch, **options)[0]
+    return train_step(
+        model, *parts, KIND_LOSSES[kind], "float32", micro_batch, nested=KIND_SIZES.get(kind, ()), **options
+    )[0]
 
 
 def own_pairs(peers: Peers, cut: str) -> slice:

@@ -142,14 +142,35 @@ def test_clipping_bounds_the_gradient_of_all_parameters_together() -> None:
         assert relative_error(found, expected) < 10 * SAME, name
 
 
-@pytest.mark.parametrize("class_tokens", ["free", "oblique"])
-def test_a_saved_state_continues_identically(class_tokens: str) -> None:
+def test_the_scale_takes_steps_of_its_own_rate_and_nothing_else_does() -> None:
+    """Adam's steps are proportional to the rate: with ten times the rate, log scale goes ten times as far."""
+    plain, apart = build(class_tokens="oblique"), build(class_tokens="oblique")
+    apart.load_state_dict(plain.state_dict())
+    before = values(plain)
+    for model, scale_lr in ((plain, None), (apart, 1e-2)):
+        optimizer = Optimizer(model, OptimConfig(lr=1e-3, scale_lr=scale_lr, warmup=0.5, clip_grad=0.5), 10)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(7):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+    for name, expected in values(plain).items():
+        found = values(apart)[name]
+        if name == "temperature.log_scale":
+            moved = [float(value - before[name]) for value in (found, expected)]
+            assert moved[0] == pytest.approx(10 * moved[1], rel=1e-3) and abs(moved[1]) > 1e-4
+        else:
+            assert torch.equal(found, expected), name
+
+
+@pytest.mark.parametrize(("class_tokens", "scale_lr"), [("free", None), ("oblique", None), ("oblique", 1e-1)])
+def test_a_saved_state_continues_identically(class_tokens: str, scale_lr: float | None) -> None:
     def run(model: DualEncoder, optimizer: Optimizer, steps: range) -> None:
         for step in steps:
             backward(model, step)
             optimizer.step()
 
-    config = OptimConfig(lr=1e-3, warmup=0.3)
+    config = OptimConfig(lr=1e-3, scale_lr=scale_lr, warmup=0.3)
     model = build(class_tokens=class_tokens)
     optimizer = Optimizer(model, config, total_steps=10)
     run(model, optimizer, range(4))

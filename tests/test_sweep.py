@@ -209,7 +209,7 @@ from oblique_clip.sweep.question import Arm, Question, varied
 
 ARCH = Architecture(vision_width=32, vision_layers=1, vision_heads=2, text_width=32, text_layers=1, text_heads=2)
 DATA = DataConfig(test_families=("emoji-streamline",), held_out_concepts=("test",))
-OPTIM = OptimConfig(steps=400, batch_size=64)
+OPTIM = OptimConfig(steps=160, batch_size=64)
 BASE = TrainConfig(model_config("tiny", "sphere", arch=ARCH), DATA, optim=OPTIM, test=False, log="")
 QUESTION = Question("mine", "Does <b>it</b> work?", (
     Arm("first", BASE), Arm("second", varied(BASE, model={"topology": "euclidean(128)"}))
@@ -249,7 +249,7 @@ def test_a_question_of_a_file_is_answered_and_a_stopped_one_goes_on(tmp_path: Pa
         assert judged["sizes"]["128"][name] == pytest.approx(figures["top1"], abs=1e-12)
     capsys.readouterr()
     assert main([*flags, "--length", "0.5"]) == 2
-    assert "is a run with steps 400, not 200" in capsys.readouterr().err
+    assert "is a run with steps 160, not 80" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from oblique_clip.data.emoji import load_emoji
 from oblique_clip.data.splits import EmojiPairs
 from oblique_clip.errors import UserError
 from oblique_clip.evaluate import tasks
+from oblique_clip.evaluate.tasks import HeldOut
 from oblique_clip.loop import similarity_figures
 from oblique_clip.model import preprocess_of
 from oblique_clip.optim import Optimizer
@@ -157,17 +158,13 @@ def test_points_off_their_manifold_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "off.safetensors")
 
 
-def test_ablate_keeps_finished_runs_and_refuses_those_of_another_configuration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ablate_keeps_finished_runs_and_refuses_those_of_another_configuration(tmp_path: Path) -> None:
     arguments = AblateConfig(
         forms=("sphere",), data=FEW, optim=OptimConfig(steps=1, batch_size=16), out=tmp_path, device="cpu", threads=1
     )
     first = ablate(arguments)
     page = (tmp_path / "report.html").read_text()
-    assert "data:image/webp" in page and "sphere(128)" in page
-    # The page is drawn anew whenever it is asked for; once is enough here.
-    monkeypatch.setattr("oblique_clip.ablate.write_page", lambda out, *runs, **options: out / "report.html")
+    assert "data:image/png" in page and "sphere(128)" in page and "<script" not in page
     before = (tmp_path / "sphere" / "result.json").stat().st_mtime_ns
     assert ablate(arguments)["runs"] == first["runs"]
     # A run of before a setting existed has it at its default.
@@ -179,3 +176,18 @@ def test_ablate_keeps_finished_runs_and_refuses_those_of_another_configuration(
     assert (tmp_path / "sphere" / "result.json").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="holds a run of another optim"):
         ablate(replace(arguments, optim=OptimConfig(steps=2, batch_size=16)))
+
+
+def test_a_trial_is_chosen_and_calibrated_without_a_look_at_the_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looked(*_: object) -> None:
+        raise AssertionError("the test was looked at")
+
+    monkeypatch.setattr(HeldOut, "pixel_ranks", property(looked))
+    monkeypatch.setattr(HeldOut, "concepts", property(looked))
+    data = DataConfig(val_families=("emoji-fxemoji",))
+    result = train(config(tmp_path, small(), steps=2, data=data, test=False), quiet=True)
+    assert result["evaluation"] == result["last_evaluation"] == {}
+    assert result["best"]["step"] in (1, 2)
+    assert load(tmp_path).model.temperature.calibrated is not None

@@ -175,10 +175,11 @@ def validation_score(loaded: Loaded, held_out: HeldOut) -> dict[str, float] | No
         return None
     case = Encoded(loaded, held_out).case(held_out.splits.val)
     figures = case.figures()
-    return {**{name: figures[name] for name in ("top1", "top5", "mean_per_class")}, **_apart(case)}
+    return {**{name: figures[name] for name in ("top1", "top5", "mean_per_class")}, **balance(case)}
 
 
-def _apart(case: Case) -> dict[str, float]:
+def balance(case: Case) -> dict[str, float]:
+    """Where attraction and repulsion have come to rest: see `validation_score`."""
     similarity = case.topology.similarity(case.points, case.classifier)
     own = torch.zeros_like(similarity, dtype=torch.bool)
     own[torch.arange(len(own)), case.labels] = True

@@ -84,8 +84,11 @@ def _data(data: DataConfig | None) -> str:
         return "Not recorded with the weights."
     if data.data != "emoji":
         return f"Trained on `{data.data}`."
+    part = f", of the families {_names(data.train_families)} alone" if data.train_families else ""
+    if data.train_share != 1:
+        part += f", a share of {data.train_share:g} of the pairs"
     return (
-        f"Trained on the emoji and clip art that oblique_clip ships, captions by `{data.captions}`. Held out: "
+        f"Trained on the emoji and clip art that oblique_clip ships{part}, captions by `{data.captions}`. Held out: "
         f"families {_names(data.test_families)} for the test and {_names(data.val_families)} for validation; "
         f"the concepts of the fixed parts {_names(data.held_out_concepts)} in every family."
     )

@@ -65,9 +65,10 @@ def _asked(question: Question, config: AblateConfig) -> Question:
 
 def _asked_arm(arm: Arm, seeds: int | None, length: float) -> Arm:
     optim = arm.config.optim
-    if length != 1.0:
-        steps = None if optim.steps is None else max(1, round(optim.steps * length))
-        optim = replace(optim, steps=steps, epochs=optim.epochs * length)
+    if optim.steps is None:
+        optim = replace(optim, epochs=optim.epochs * length)
+    else:
+        optim = replace(optim, steps=max(1, round(optim.steps * length)))
     return replace(arm, config=replace(arm.config, optim=optim), seeds=arm.seeds if seeds is None else seeds)
 
 
