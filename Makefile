@@ -8,7 +8,8 @@ ablate: .venv/installed
 	$(BIN)/oblique-clip ablate --out runs/ablate
 
 test: lint
-	$(BIN)/pytest
+	# Every test has one thread, so that two at a time take two cores.
+	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
