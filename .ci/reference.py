@@ -45,7 +45,7 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "oblique_clip.loop": ("similarity_figures", "steps_between"),
         "oblique_clip.start": ("changed", "start_weights"),
         "oblique_clip.logs": ("Log", "loggers_of"),
-        "oblique_clip.step": ("train_step", "Towers"),
+        "oblique_clip.step": ("train_step", "Towers", "nested_loss"),
         "oblique_clip.optim": ("Optimizer", "decay_groups", "is_decayed"),
         "oblique_clip.state": ("State", "reseed"),
         "oblique_clip.resume": ("check_same", "differences", "place_to_go_on"),
@@ -61,6 +61,13 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "oblique_clip.peers": ("Peers", "everyone_says"),
         "oblique_clip.plan": ("plan", "PlanConfig", "count_parameters", "shown"),
     },
+    "Questions": {
+        "oblique_clip.sweep.question": (
+            "Question", "Arm", "Finding", "varied", "open_question", "shipped_questions", "of_signs", "of_tests",
+        ),
+        "oblique_clip.sweep.statistics": ("Interval", "t_interval", "paired", "over_classes"),
+        "oblique_clip.evaluate.judge": ("judge",),
+    },
     "Towers": {
         "oblique_clip.towers": (
             "make_image_tower", "ImageTower", "TextTower", "OpenClipImageTower", "OpenClipTextTower", "Tower",
@@ -72,7 +79,7 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Evaluation": {
         "oblique_clip.evaluate.zeroshot": (
-            "classify", "calibrate", "build_classifier", "classification", "rank_figures",
+            "classify", "calibrate", "build_classifier", "classification", "class_ranks", "rank_figures",
         ),
         "oblique_clip.evaluate.retrieval": ("retrieval", "best_ranks", "group_matches"),
         "oblique_clip.evaluate.calibration": (
@@ -149,6 +156,7 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "oblique_clip.data.batches": (
             "Batch", "MapBatches", "endless", "caption_key", "caption_group", "prefetch",
         ),
+        "oblique_clip.data.subset": ("Subset",),
         "oblique_clip.data.order": (
             "Position", "Share", "epoch_batches", "without_twins", "shuffled_windows", "noise_permutation",
         ),
@@ -188,6 +196,8 @@ INTERNAL: dict[str, tuple[str, ...]] = {
     "oblique_clip.towers": ("one_share", "is_text", "init_blocks", "grouped"),
     "oblique_clip.explain": ("draw",),
     "oblique_clip.evaluate.templates": ("from_clip_benchmark",),
+    "oblique_clip.sweep.question": ("nothing",),
+    "oblique_clip.evaluate.judge": ("space_of", "prefix_sizes", "read_built"),
     "oblique_clip.evaluate.encode": ("Encoder",),
     "oblique_clip.evaluate.pictures": ("check_flags",),
     "oblique_clip.evaluate.run": ("evaluate_pictures", "evaluate_captions"),

@@ -46,7 +46,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the runs say of a claim: a verdict, and the sentence with the figures that support it."""
+    """What the runs say of a claim: a verdict, and the sentence with the figures that support it.
+
+    Examples:
+        >>> from oblique_clip.sweep.question import Finding, of_signs
+        >>> Finding("noise costs accuracy", of_signs(["ahead"]), "3.1 points [2.0, 4.2] over seeds").verdict
+        'supported'
+    """
 
     claim: str
     verdict: Verdict
@@ -68,7 +74,13 @@ def of_signs(signs: Iterable[str]) -> Verdict:
 
 
 def of_tests(held: Iterable[bool]) -> Verdict:
-    """The verdict on a claim by one or more tests of it: all have to hold, and none does where it is not supported."""
+    """The verdict on a claim by one or more tests of it: all have to hold, and none does where it is not supported.
+
+    Examples:
+        >>> from oblique_clip.sweep.question import of_tests
+        >>> of_tests([True, True]), of_tests([True, False]), of_tests([False])
+        ('supported', 'undecided', 'not supported')
+    """
     found = list(held)
     return "supported" if all(found) else "undecided" if any(found) else "not supported"
 
@@ -80,7 +92,22 @@ def nothing(results: Results) -> Iterable[Any]:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, of which arms, and how the answer is read from their runs."""
+    """What is asked, of which arms, and how the answer is read from their runs.
+
+    Examples:
+        >>> from oblique_clip.config import TrainConfig
+        >>> from oblique_clip.sweep.question import Arm, Question, varied
+        >>> plain = TrainConfig()
+        >>> noisy = varied(plain, data={"caption_noise": 0.3})
+        >>> QUESTION = Question(  # in a file that --preset names
+        ...     name="noise-30",
+        ...     asks="What does noise cost?",
+        ...     arms=(Arm("plain", plain), Arm("noisy", noisy, seeds=5)),
+        ...     contrasts=(("noisy", "plain"),),
+        ... )
+        >>> sum(arm.seeds for arm in QUESTION.arms)
+        8
+    """
 
     name: str
     """Names its folder in `experiments` and the value of --preset."""
@@ -117,7 +144,13 @@ def varied(base: TrainConfig, **parts: dict[str, Any]) -> TrainConfig:
 
 
 def shipped_questions() -> tuple[str, ...]:
-    """Names of the questions that come with the package."""
+    """Names of the questions that come with the package.
+
+    Examples:
+        >>> from oblique_clip.sweep.question import shipped_questions
+        >>> "topology" in shipped_questions()
+        True
+    """
     from .. import questions
 
     names = (module.name for module in pkgutil.iter_modules(questions.__path__))

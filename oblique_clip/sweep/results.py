@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
 from .question import Arm, Finding, Question, of_signs
 from .statistics import Interval, over_classes, paired, t_interval
 
@@ -90,11 +89,7 @@ def folder_of(out: Path, arm: str, seed: int) -> Path:
 
 
 class Results:
-    """The finished runs of a question under a folder.
-
-    Raises:
-        UserError: where a contrast is asked of arms that share no finished seed.
-    """
+    """The finished runs of a question under a folder."""
 
     def __init__(self, question: Question, out: Path) -> None:
         self.question, self.out = question, out
@@ -188,13 +183,3 @@ def points(interval: Interval) -> str:
 def is_done(folder: Path) -> bool:
     """Whether a run is finished and judged."""
     return all((folder / name).is_file() for name in ("config.json", "result.json", JUDGED))
-
-
-def check_judged(results: Results) -> None:
-    """Refuse to report where nothing is finished.
-
-    Raises:
-        UserError: for a folder without a finished run of the question.
-    """
-    if not results.begun:
-        raise UserError(f"{results.out} holds no finished run of the question {results.question.name!r}")
