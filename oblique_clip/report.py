@@ -33,7 +33,7 @@ class ReportConfig:
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders."""
+    """Run folders; or answers of `ablate --preset`, which are written again (as of runs/evidence/*)."""
     out: Path = Path("runs/report")
     """Folder for report.html, and curves and retrieval as PNG files."""
     seed: int = 0
@@ -60,8 +60,17 @@ def report(config: ReportConfig) -> None:
     check_folder(config.out)
     if not config.runs:
         raise UserError("name at least one run folder")
-    runs = named(config.runs)
-    for run in config.runs:
+    from .sweep.answer import is_answer, rebuild
+
+    answers = [folder for folder in config.runs if is_answer(folder)]
+    for folder in answers:
+        rebuild(folder)
+    # The page of an answer has the runs of its arms, which lie beside it.
+    folders = [run for run in config.runs if run not in answers and not (answers and any(run.glob("seed-*")))]
+    if answers and not folders:
+        return
+    runs = named(folders)
+    for run in folders:
         missing = [name for name in ("config.json", "metrics.jsonl", "result.json") if not (run / name).is_file()]
         if missing:
             raise UserError(f"{run} is no finished run: it has no {missing[0]}")

@@ -241,6 +241,9 @@ def test_a_question_of_a_file_is_answered_and_a_stopped_one_goes_on(tmp_path: Pa
     assert "Does &lt;b&gt;it&lt;/b&gt; work?" in page and "data:image/png;base64," in page
     ended = (first / JUDGED).stat().st_mtime_ns
     assert main(flags) == 0
+    (answer / "answer.html").unlink()
+    assert main(["report", *(str(folder) for folder in sorted((tmp_path / "runs").iterdir()))]) == 0
+    assert (answer / "answer.html").read_text() == page
     assert (first / JUDGED).stat().st_mtime_ns == ended
     judged = json.loads((first / JUDGED).read_text())
     for name in ("family", "concepts"):

@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import to_json, write_json
+from ..config import read_json, to_json, write_json
+from ..errors import UserError
 from ..files import write_whole
 from ..page.render import data_address, render
 from ..page.runs import Grid
 from .pictures import draw_curves, draw_forest
-from .question import Finding
+from .question import Finding, open_question
 from .results import HEADLINES, MEASURES, Difference, Measure, Results, found_of
 from .statistics import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,9 @@ def summary(results: Results) -> dict[str, Any]:
         for one in contrasts(results, MEASURES)
     ]  # fmt: skip
     verdicts = [vars(finding) for finding in findings(results)]
-    return {"format_version": 1, "question": question.name, "asks": question.asks, "findings": verdicts,
-            "contrasts": told, "arms": arms}  # fmt: skip
+    seeds = {arm.name: arm.seeds for arm in question.arms}
+    return {"format_version": 1, "question": question.name, "source": question.source, "asks": question.asks,
+            "seeds": seeds, "findings": verdicts, "contrasts": told, "arms": arms}  # fmt: skip
 
 
 def write_answer(results: Results) -> Path:
@@ -162,6 +166,26 @@ def write_answer(results: Results) -> Path:
     return page
 
 
+def is_answer(folder: Path) -> bool:
+    """Whether a folder is one that `write_answer` wrote."""
+    return (folder / RESULTS).is_file() and not (folder / "config.json").exists()
+
+
+def rebuild(folder: Path) -> Path:
+    """Write an answer again, from the runs beside its folder.
+
+    Raises:
+        UserError: where its question is gone, or none of its runs is finished.
+    """
+    before = read_json(folder / RESULTS)
+    question = open_question(before["source"])
+    arms = tuple(replace(arm, seeds=before["seeds"].get(arm.name, arm.seeds)) for arm in question.arms)
+    results = Results(replace(question, arms=arms), folder.parent)
+    if not results.begun:
+        raise UserError(f"{folder.parent} holds no finished run of the question {question.name!r}")
+    return write_answer(results)
+
+
 def write_files(results: Results, folder: Path) -> list[Path]:
     """Write results.json and the pictures, and give the paths of these."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +193,7 @@ def write_files(results: Results, folder: Path) -> list[Path]:
     for name, figure in pictures(results).items():
         drawn.append(folder / f"{name}.png")
         figure.savefig(drawn[-1], dpi=100)
-    write_json(folder / "results.json", summary(results))
+    write_json(folder / RESULTS, summary(results))
     return drawn
 
 

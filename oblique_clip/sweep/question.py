@@ -120,6 +120,8 @@ class Question:
     findings: Callable[[Results], Iterable[Finding]] = nothing
     pictures: Callable[[Results], Iterable[tuple[str, Figure]]] = nothing
     """Names and figures, drawn from finished runs."""
+    source: str = ""
+    """What `open_question` found it by."""
 
 
 def varied(base: TrainConfig, **parts: dict[str, Any]) -> TrainConfig:
@@ -174,7 +176,7 @@ def open_question(name: str) -> Question:
         oblique_clip.errors.UserError: --preset takes ..., all, or a Python file, not 'topologie'
     """
     if name in shipped_questions():
-        return _question_in(importlib.import_module(f"..questions.{name}", __package__), name)
+        return replace(_question_in(importlib.import_module(f"..questions.{name}", __package__), name), source=name)
     path = Path(name)
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"--preset takes {', '.join(shipped_questions())}, all, or a Python file, not {name!r}")
@@ -187,7 +189,7 @@ def open_question(name: str) -> Question:
         raise
     except Exception as error:
         raise UserError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
-    return _question_in(module, str(path))
+    return replace(_question_in(module, str(path)), source=str(path))
 
 
 def _question_in(module: Any, where: str) -> Question:
