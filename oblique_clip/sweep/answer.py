@@ -16,7 +16,7 @@ from ..page.render import data_address, render
 from ..page.runs import Grid
 from .pictures import draw_curves, draw_forest
 from .question import Finding, open_question
-from .results import HEADLINES, MEASURES, Difference, Measure, Results, found_of
+from .results import HEADLINES, MEASURES, Difference, Measure, Results, found_of, points
 from .statistics import Interval
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def plus_minus(found: Interval) -> str:
 
 
 def between(found: Interval | None) -> str:
-    """A mean and the ends of its interval."""
-    return "-" if found is None else f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    """A mean and the ends of its interval; a single value has none."""
+    return "-" if found is None else points(found).replace(" points", "")
 
 
 def contrasts(results: Results, measures: Sequence[Measure]) -> list[Difference]:

@@ -41,7 +41,7 @@ def draw_forest(results: Results) -> Figure:
             axis.errorbar(found.mean, row, xerr=half, fmt="|", color="black", capsize=3, markersize=9)
         axis.set(xlabel=f"{measure.title} (%)", yticks=range(len(arms)), yticklabels=arms)
         axis.grid(axis="x", alpha=0.3)
-    figure.axes[0].invert_yaxis()
+    figure.axes[0].set_ylim(len(arms) - 0.5, -0.5)
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -162,7 +163,7 @@ class Difference:
     @property
     def sentence(self) -> str:
         """In words, with the figures."""
-        seeds = f"{points(self.over_seeds)} over {len(self.seeds)} seeds"
+        seeds = f"{points(self.over_seeds)} over {len(self.seeds)} seed{'s' * (len(self.seeds) > 1)}"
         classes = f", {points(self.over_classes)} over concepts" if self.over_classes else ""
         said = {"ahead": "is ahead of", "behind": "is behind", "undecided": "does not differ clearly from"}[self.sign]
         return f"{self.first} {said} {self.second} on {self.measure.title}: {seeds}{classes}"
@@ -176,8 +177,9 @@ def found_of(claim: str, differences: list[Difference]) -> Iterable[Finding]:
 
 
 def points(interval: Interval) -> str:
-    """A mean and the ends of its interval, in words."""
-    return f"{interval.mean:+.2f} points [{interval.low:+.2f}, {interval.high:+.2f}]"
+    """A mean and the ends of its interval, in words; a single value has none."""
+    ends = f" [{interval.low:+.2f}, {interval.high:+.2f}]" if math.isfinite(interval.half) else ""
+    return f"{interval.mean:+.2f} points{ends}"
 
 
 def is_done(folder: Path) -> bool:
