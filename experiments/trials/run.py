@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from oblique_clip.cli import run_script
-from oblique_clip.config import TrainConfig, to_json, write_json
+from oblique_clip.config import TrainConfig, read_json, to_json, write_json
 from oblique_clip.errors import UserError
 from oblique_clip.questions.base import OBLIQUE, SPHERE
 from oblique_clip.questions.temperature import fixed
@@ -21,7 +21,7 @@ from oblique_clip.sweep.queue import run_queue, what_it_said
 from oblique_clip.sweep.results import Run
 from oblique_clip.sweep.run import command_of, places_of, shown_progress
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parent / "results.json"
 SEED = 100
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 ARMS = {"sphere": SPHERE, "oblique": OBLIQUE, "shared": varied(OBLIQUE, model={"projection": "shared"})}
@@ -51,12 +51,14 @@ def trials() -> dict[str, TrainConfig]:
 
 
 def main(command: Trials) -> None:
-    """Run what is not done, write results.json beside this file, and print the table.
+    """Run what results.json beside this file does not have, add it there, and print the table.
 
     Raises:
         UserError: for trials that failed.
     """
-    runs = {name: replace(config, out=command.out / name, seed=SEED) for name, config in trials().items()}
+    known = read_json(RESULTS)["trials"] if RESULTS.exists() else {}
+    wanted = {name: config for name, config in trials().items() if name not in known}
+    runs = {name: replace(config, out=command.out / name, seed=SEED) for name, config in wanted.items()}
     for run in runs.values():
         if not (run.out / "config.json").exists():
             run.out.mkdir(parents=True, exist_ok=True)
@@ -66,8 +68,9 @@ def main(command: Trials) -> None:
         failed = run_queue([run.out for run in runs.values()], places, command_of(test=False), show)
     if failed:
         raise UserError(f"{failed[0]} failed: {what_it_said(failed[0])}")
-    found = {name: figures(Run(run.out, SEED)) for name, run in runs.items()}
-    write_json(HERE / "results.json", {"format_version": 1, "seed": SEED, "trials": found})
+    found = known | {name: figures(Run(run.out, SEED)) for name, run in runs.items()}
+    found = {name: found[name] for name in trials()}
+    write_json(RESULTS, {"format_version": 1, "seed": SEED, "trials": found})
     for name, own in found.items():
         print(f"{name:22} {own['mean_of_last']:6.2f} {own['last']:6.2f} {own['scale']:7.3f}")
 
