@@ -182,7 +182,8 @@ class LossConfig:
     Examples:
         >>> from oblique_clip.config import LossConfig
         >>> LossConfig(loss="sigmoid", positives="caption")
-        LossConfig(loss='sigmoid', positives='caption', distill_from=None, distill_temperature=2.0, distill_weight=0.5)
+        LossConfig(loss='sigmoid', positives='caption', nested=(), distill_from=None, distill_temperature=2.0,
+        distill_weight=0.5)
     """
 
     loss: Literal["info_nce", "sigmoid"] = "info_nce"

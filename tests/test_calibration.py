@@ -168,13 +168,13 @@ def test_the_shipped_set_is_calibrated_on_its_validation_family(
     model = load(folder / "model.safetensors")
     held_out = tasks.HeldOut(FEW)
     scales = tasks.calibration_scales(model, held_out)
-    points, labels, classifier, topology = tasks._case(model, held_out.splits.val, tasks.PLAIN)
+    points, labels, classifier, topology = tasks.Encoded(model, held_out).case(held_out.splits.val)
     similarity = topology.similarity(points, classifier)
     assert scales[OWN] == model.model.temperature.scale.item()
     assert all(likelihood(similarity, labels, scales[FITTED]) < likelihood(similarity, labels, scales[FITTED] * f)
                for f in (0.9, 1.1))  # fmt: skip
 
-    points, labels, classifier, topology = tasks._case(model, held_out.splits.test, tasks.PLAIN)
+    points, labels, classifier, topology = tasks.Encoded(model, held_out).case(held_out.splits.test)
     for name, scale in scales.items():
         highest, place = (scale * points.flatten(1) @ classifier.flatten(1).T).double().softmax(1).max(1)
         expected = error_by_hand(highest.tolist(), (place == labels).tolist(), BINS)
