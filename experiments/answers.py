@@ -18,7 +18,7 @@ import tyro
 from oblique_clip.cli import run_script
 from oblique_clip.sweep.answer import Table, costs, differences, tables, unfinished, verdicts, write_files
 from oblique_clip.sweep.question import open_question
-from oblique_clip.sweep.results import HEADLINES, MEASURES, Results
+from oblique_clip.sweep.results import HEADLINES, MEASURES, Results, folder_of, is_done
 
 HERE = Path(__file__).parent
 RUNS = HERE / "runs"
@@ -41,12 +41,16 @@ def answer_of(results: Results, drawn: list[Path]) -> str:
 def all_verdicts(runs: Path) -> str:
     """The block of the project's README: every claim and its verdict."""
     rows = []
-    for name in QUESTIONS:
-        results = Results(open_question(name), runs)
+    every = [Results(open_question(name), runs) for name in QUESTIONS]
+    # Questions share arms.
+    asked = {(arm.name, seed) for results in every for arm in results.question.arms for seed in range(arm.seeds)}
+    done = {place for place in asked if is_done(folder_of(runs, *place))}
+    note = f"**{len(done)} of {len(asked)} runs are finished**; the verdicts are of those.\n\n" if done < asked else ""
+    for name, results in zip(QUESTIONS, every, strict=True):
         if results.begun:
             page = f"[{name}](experiments/{name}/README.md)"
             rows += [(page, claim, verdict) for claim, verdict, _ in verdicts(results).rows]
-    return Table("", ("question", "claim", "verdict"), tuple(rows)).markdown() + "\n"
+    return note + Table("", ("question", "claim", "verdict"), tuple(rows)).markdown() + "\n"
 
 
 def put(path: Path, text: str) -> None:
