@@ -71,7 +71,8 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Interval:
     Two runs of one seed see the same pairs in the same order, so that what a seed gives to both is not counted.
 
     Args:
-        first, second: a figure of each run, by its seed.
+        first: a figure of each run of one arm, by its seed.
+        second: the same of the other.
 
     Raises:
         UserError: where they share no seed.
