@@ -124,8 +124,8 @@ def test_a_dry_run_ends_with_every_evaluation_and_is_not_run_again(
         # What is judged is what training ended with.
         last, judged = (load(path).model.state_dict() for path in (own / "checkpoints" / "last.safetensors", own))
         assert all(torch.equal(value, judged[name]) for name, value in last.items())
-        assert f"{figures['imagenet top-1 %']:.2f}" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "primary: oblique-shared - sphere" in said
+        assert f"{figures['imagenet top-1 %']:.2f}" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "primary: oblique-shared - sphere" in said and (tmp_path / "curves" / "ViT-S-16" / "report.html").exists()
 
     # Were anything trained or judged again, it would fail.
     monkeypatch.setattr(gpu.subprocess, "Popen", None)

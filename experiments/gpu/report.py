@@ -1,10 +1,11 @@
-"""What the runs on a data set come to: means over seeds, paired differences, costs and curves; a page and JSON."""
+"""What the runs on a data set come to: means over seeds, paired differences, costs, curves."""
 
 from __future__ import annotations
 
-import html
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 
 from experiments.zero_shot import folders, retrieval
 from oblique_clip.config import read_run_config, to_json, write_json
-from oblique_clip.figures import draw_curves
-from oblique_clip.report import PAGE, Column, differences, html_image, html_table
+from oblique_clip.files import write_whole
+from oblique_clip.report import Column, ReportConfig, report
 from oblique_clip.sweep.answer import Table, between, plus_minus
 from oblique_clip.sweep.statistics import paired, t_interval
 
@@ -47,20 +48,26 @@ Figures = dict[str, float]
 
 
 def write_report(root: Path, dataset: str, runs: Sequence[Judged]) -> Path:
-    """Write `root/report.html` and `root/results.json`, and print the tables."""
+    """Write `root/report.md`, `root/results.json` and the curves of each size, and print the tables."""
     figures = {run.out: figures_of(root / "evaluations", run) for run in runs}
-    parts: list[str] = []
+    parts = [f"# {dataset}: oblique(32,16) against CLIP"]
     for size in dict.fromkeys(run.size for run in runs):
         own = [run for run in runs if run.size == size]
-        parts.append(f"<h2>{html.escape(size)}</h2>")
-        for table in tables(own, figures):
-            parts.append(f"<h3>{html.escape(table.title)}</h3><div>{html_table(table.headings, table.rows)}</div>")
-            print(f"\n{size}: {table.title}\n\n{table.markdown()}")
-        parts += _drawn(root, size, [run for run in own if run.seed == own[0].seed])
+        parts += [f"## {size}", *(f"{table.title}\n\n{table.markdown()}" for table in tables(own, figures))]
+        page = _draw(root / "curves" / size, own).relative_to(root)
+        parts.append(f"[Curves, and what the arms differ in besides]({page.as_posix()})")
+    text = "\n\n".join(parts) + "\n"
+    print(text)
     write_json(root / "results.json", summary(dataset, runs, figures))
-    page = root / "report.html"
-    page.write_text(PAGE.format(title=f"Oblique CLIP against CLIP on {dataset}", body="\n".join(parts)), "utf-8")
-    return page
+    write_whole(root / "report.md", text)
+    return root / "report.md"
+
+
+def _draw(folder: Path, runs: Sequence[Judged]) -> Path:
+    """The page of `oblique-clip report`; its tables are of the shipped set, which these runs have not seen."""
+    with redirect_stdout(io.StringIO()):
+        report(ReportConfig(tuple(run.out for run in runs), folder))
+    return folder / "report.html"
 
 
 def figures_of(evaluations: Path, run: Judged) -> Figures:
@@ -69,13 +76,13 @@ def figures_of(evaluations: Path, run: Judged) -> Figures:
     for kind, columns in COLUMNS.items():
         path = evaluations / kind / "results.json"
         reports: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        for name, report in reports.items():
+        for name, judged in reports.items():
             # The suite's are named by the model and the data set.
             if name != f"{run.out}" and not name.startswith(f"{run.out} "):
                 continue
             data = name.removeprefix(f"{run.out}").strip() or kind
             for column in columns:
-                value = _value(report["evaluation"], column.path)
+                value = _value(judged["evaluation"], column.path)
                 if value is not None:
                     found[f"{data} {column.heading}"] = 100 * value
     return found
@@ -148,14 +155,3 @@ def summary(dataset: str, runs: Sequence[Judged], figures: Mapping[Path, Figures
             }
         )
     return {"format_version": 1, "dataset": dataset, "primary": PRIMARY, "runs": every}
-
-
-def _drawn(root: Path, size: str, runs: Sequence[Judged]) -> Iterator[str]:
-    """Curves of one seed, and what its arms differ in."""
-    curves = root / f"curves-{size}.png"
-    draw_curves({run.arm: run.out for run in runs}).savefig(curves, dpi=110)
-    yield html_image(curves, f"Seed {runs[0].seed}. Scale and margin are in units of the width of each range.")
-    remaining = differences({run.arm: read_run_config(run.out).model for run in runs})
-    names = next(iter(remaining.values()))
-    rows = [[name, *(str(own[name]) for own in remaining.values())] for name in names]
-    yield f"<h3>What differs besides the topology</h3>{html_table(['', *remaining], rows)}"

@@ -116,7 +116,7 @@ class Run:
 
 
 def main(command: Comparison) -> None:
-    """Train what is not trained, judge what is not judged, and write `out/report.html` and `out/results.json`.
+    """Train what is not trained, judge what is not judged, and write `out/report.md` and `out/results.json`.
 
     Raises:
         UserError: for what is missing or contradicts itself, before anything is trained; or where runs failed.
@@ -134,7 +134,7 @@ def main(command: Comparison) -> None:
     if done := [run for run in runs if run.done]:
         evaluate(command, done)
         judged = [Judged(run.size, run.arm, run.seed, run.config.out) for run in done]
-        print(f"page: {write_report(command.out, command.dataset, judged)}")
+        print(f"report: {write_report(command.out, command.dataset, judged)}")
     if failed:
         raise UserError(
             f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; the same command tries them again"
