@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.zero_shot import folders, retrieval
+from oblique_clip.columns import Column
 from oblique_clip.config import read_run_config, to_json, write_json
 from oblique_clip.files import write_whole
-from oblique_clip.report import Column, ReportConfig, report
+from oblique_clip.report import ReportConfig, report
 from oblique_clip.sweep.answer import Table, between, plus_minus
 from oblique_clip.sweep.statistics import paired, t_interval
 
