@@ -93,7 +93,7 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "oblique_clip.evaluate.run": ("evaluate", "EvaluateConfig", "evaluate_classes", "settings_of"),
     },
     "Reports": {
-        "oblique_clip.columns": ("Column",),
+        "oblique_clip.columns": ("Column", "value_at"),
         "oblique_clip.report": ("report", "ReportConfig", "named"),
         "oblique_clip.page.write": ("write_page",),
         "oblique_clip.page.family": ("Seen",),

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 DIGITS = 2
 NOTHING = "-"
 """In place of a figure that a run does not have."""
+
+
+def value_at(report: Any, path: Sequence[str]) -> Any:
+    """What stands under one key behind the other in tables within tables; None where one of them is missing.
+
+    Examples:
+        >>> from oblique_clip.columns import value_at
+        >>> value_at({"family": {"top1": 0.5}}, ("family", "top1")), value_at({"family": 3}, ("family", "top1"))
+        (0.5, None)
+    """
+    for key in path:
+        report = report.get(key) if isinstance(report, dict) else None
+    return report
 
 
 @dataclass(frozen=True)
@@ -31,9 +45,7 @@ class Column:
     short: str = ""
 
     def text(self, result: dict[str, Any]) -> str:
-        value: Any = result
-        for key in self.path:
-            value = value.get(key) if isinstance(value, dict) else None
+        value = value_at(result, self.path)
         if value is None:
             return NOTHING
         if not isinstance(value, float):

@@ -39,9 +39,9 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # The weights of a block: query, key and value; the attention's output; the first and the second layer of the MLP.
 OPEN_CLIP_WEIGHTS = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+TIMM_WEIGHTS = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 # What `registers`, `start` and `positions` of class tokens are where nothing else is said.
 PLAIN_TOKENS: dict[str, Any] = {"registers": 0, "start": "apart", "positions": True}
-TIMM_WEIGHTS = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 
 
 def make_class_tokens(
@@ -294,7 +294,7 @@ def make_image_tower(
 
     if _built_by(arch.timm_name) is not None:
         return ImageTower(arch, n, m, projection, class_tokens, weights, **tokens)
-    if tokens != {name: default for name, default in PLAIN_TOKENS.items() if name in tokens}:
+    if any(value != PLAIN_TOKENS[name] for name, value in tokens.items()):
         raise UserError(
             f"timm model {arch.timm_name!r} pools a feature map: it has no registers, starts or positions of tokens"
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.zero_shot import folders, retrieval
-from oblique_clip.columns import Column
+from oblique_clip.columns import Column, value_at
 from oblique_clip.config import read_run_config, to_json, write_json
 from oblique_clip.files import write_whole
 from oblique_clip.report import ReportConfig, report
@@ -83,16 +83,10 @@ def figures_of(evaluations: Path, run: Judged) -> Figures:
                 continue
             data = name.removeprefix(f"{run.out}").strip() or kind
             for column in columns:
-                value = _value(judged["evaluation"], column.path)
-                if value is not None:
-                    found[f"{data} {column.heading}"] = 100 * value
+                value = value_at(judged["evaluation"], column.path)
+                if isinstance(value, int | float):
+                    found[f"{data} {column.heading}"] = 100 * float(value)
     return found
-
-
-def _value(report: Any, path: Sequence[str]) -> float | None:
-    for key in path:
-        report = report.get(key) if isinstance(report, dict) else None
-    return float(report) if isinstance(report, int | float) else None
 
 
 def tables(runs: Sequence[Judged], figures: Mapping[Path, Figures]) -> Iterator[Table]:

@@ -17,7 +17,7 @@ from ..data.shards import read_records
 from ..errors import UserError
 from ..explore import summarise
 from ..topology import Topology
-from .tasks import Case, Encoded, HeldOut, emoji_parts, pixel_ranks, report_of, retrieved, validation_score
+from .tasks import Case, Encoded, HeldOut, emoji_parts, pixel_ranks, report_of, retrieved, validation_of
 from .zeroshot import rank_figures
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def judge(loaded: Loaded, held_out: HeldOut, built: Path | None = None) -> dict[
             figures[source]["pixel_floor"] = rank_figures(ranks, case.labels, len(case.classifier))
     return {
         "evaluation": evaluation,
-        "validation": validation_score(loaded, held_out),
+        "validation": validation_of(encoded),
         "built": figures,
         "right": {name: case.right() for name, case in cases.items()},
         "sizes": sizes,

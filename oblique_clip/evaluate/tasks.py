@@ -112,11 +112,15 @@ class Encoded:
         return self.case(self.held_out.concepts)
 
     @cached_property
+    def validation(self) -> Case:
+        return self.case(self.held_out.splits.val)
+
+    @cached_property
     def scales(self) -> dict[str, float]:
         """The model's own scale, and the one fitted on the validation families, where there are any."""
         scales = {OWN: float(self.loaded.model.temperature.scale.detach().cpu())}
         if len(self.held_out.splits.val):
-            points, labels, classifier, topology = self.case(self.held_out.splits.val)
+            points, labels, classifier, topology = self.validation
             similarity = topology.similarity(points, classifier)
             # A model that has diverged has no scale to be mended by.
             if similarity.isfinite().all():
@@ -171,9 +175,14 @@ def validation_score(loaded: Loaded, held_out: HeldOut) -> dict[str, float] | No
     with all others (`negative`), and how far the means are apart, as a share of the width of the range where it is
     finite (`gap`).
     """
-    if not len(held_out.splits.val):
+    return validation_of(Encoded(loaded, held_out))
+
+
+def validation_of(encoded: Encoded) -> dict[str, float] | None:
+    """What `validation_score` returns."""
+    if not len(encoded.held_out.splits.val):
         return None
-    case = Encoded(loaded, held_out).case(held_out.splits.val)
+    case = encoded.validation
     figures = case.figures()
     return {**{name: figures[name] for name in ("top1", "top5", "mean_per_class")}, **balance(case)}
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from ..data.emoji import EmojiSet
+from ..explore import distances, metric_of
 from ..topology import Topology
 
 SAMPLE = 400
@@ -18,8 +18,6 @@ SAMPLE = 400
 PERPLEXITY = 30.0
 SIDE = 0.026
 """Of a picture, in widths of the map."""
-# Distances that are no metrics, and those that rank as they do and are.
-METRICS = {"inner": "chordal", "squared": "l2"}
 
 Places = npt.NDArray[np.float64]
 
@@ -61,43 +59,31 @@ def draw_map(points: Tensor, topology: Topology, like: Map | None = None) -> Map
         >>> drawn.method, (abs(drawn.places[:, 0] - drawn.places[0, 0]) > 0.5).tolist()
         ('principal coordinates', [False, False, True, True])
     """
-    if topology.distance in METRICS:
-        topology = type(topology)(topology.n, topology.m, METRICS[topology.distance])
-    distances = _distances(points, topology)
-    start = _principal(distances)
+    between = distances(points, topology).numpy()
+    start = _principal(between)
     if importlib.util.find_spec("sklearn") and len(points) > 2 * PERPLEXITY:
-        places, method = _tsne(distances, start), "t-SNE"
+        places, method = _tsne(between, start), "t-SNE"
     else:
         places, method = start, "principal coordinates"
     turned = _lying(places) if like is None else _turned(places, like.places)
-    return Map(_within(_apart(_within(turned))), method, topology.distance)
+    return Map(_within(_apart(_within(turned))), method, metric_of(topology).distance)
 
 
-def _distances(points: Tensor, topology: Topology) -> Places:
-    """(N, N), of points from one another."""
-    with torch.no_grad():
-        found = -topology.similarity(points, points).double().numpy()
-    # Of a point with itself rounding leaves a little.
-    found = (found + found.T) / 2
-    np.fill_diagonal(found, 0)
-    return np.asarray(found)
-
-
-def _principal(distances: Places) -> Places:
+def _principal(between: Places) -> Places:
     """Coordinates along the two directions in which points differ most."""
-    squares = distances**2
+    squares = between**2
     centred = -0.5 * (squares - squares.mean(0) - squares.mean(1)[:, None] + squares.mean())
     values, vectors = np.linalg.eigh(centred)
     return np.asarray(vectors[:, ::-1][:, :2] * np.sqrt(np.clip(values[::-1][:2], 0, None)))
 
 
-def _tsne(distances: Places, start: Places) -> Places:
+def _tsne(between: Places, start: Places) -> Places:
     from sklearn.manifold import TSNE
 
     # As scikit-learn scales its own start by principal components.
     start = start / max(start[:, 0].std(), 1e-12) * 1e-4
     model = TSNE(metric="precomputed", init=start, perplexity=PERPLEXITY, random_state=0)
-    return np.asarray(model.fit_transform(distances), dtype=np.float64)
+    return np.asarray(model.fit_transform(between), dtype=np.float64)
 
 
 def _turned(places: Places, like: Places) -> Places:

@@ -38,5 +38,7 @@ def both(suffix: str, seeds: int = 3, **changes: Any) -> tuple[Arm, Arm]:
     return Arm(f"sphere-{suffix}", sphere, seeds), Arm(f"oblique-{suffix}", oblique, seeds)
 
 
+HEADLINE = (Arm("sphere", long(SPHERE), HEADLINE_SEEDS), Arm("oblique-16", long(OBLIQUE), HEADLINE_SEEDS))
+"""The arms of the primary contrast: 3,000 steps."""
 SHORT = (Arm("sphere-short", SPHERE), Arm("oblique-short", OBLIQUE))
 """What exploratory arms are compared with: 1,200 steps."""

@@ -16,17 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..sweep.pictures import width_of
-from ..sweep.question import Arm, Finding, Question, of_tests
+from ..sweep.question import Finding, Question, of_tests
 from ..sweep.results import Results
 from ..sweep.statistics import Interval, t_interval
-from .base import HEADLINE_SEEDS, OBLIQUE, SHORT, SPHERE, long
+from .base import HEADLINE, SHORT, SPHERE
 from .noise import GRID, LEVELS, TOPOLOGIES, suffix
 from .temperature import ARMS, CONTROL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HEADLINE = (Arm("sphere", long(SPHERE), HEADLINE_SEEDS), Arm("oblique-16", long(OBLIQUE), HEADLINE_SEEDS))
 BATCH = SPHERE.optim.batch_size
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..sweep.question import Arm, Finding, Question, of_signs
+from ..sweep.question import Finding, Question, of_signs
 from ..sweep.results import HEADLINES, Results, points
 from ..sweep.statistics import t_interval
-from .base import OBLIQUE, SHORT, SPHERE, both, long
+from .base import HEADLINE, SHORT, both
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +18,6 @@ DATA = tuple(
     arm for name, share in SHARES.items() for arm in both(f"data-{name.replace('/', '-')}", data={"train_share": share})
 )
 WIDTH = both("wide", arch={"vision_width": 192, "text_width": 192})
-LENGTH = (Arm("sphere", long(SPHERE), 5), Arm("oblique-16", long(OBLIQUE), 5))
 AXES: dict[str, dict[float, str]] = {
     "share of the pairs": {**{share: f"data-{name.replace('/', '-')}" for name, share in SHARES.items()}, 1.0: "short"},
     "width of the towers": {128: "short", 192: "wide"},
@@ -67,7 +66,7 @@ def pictures(results: Results) -> Iterable[tuple[str, Figure]]:
 QUESTION = Question(
     name="scale",
     asks="Does the advantage grow or fade with data, width and length of training?",
-    arms=(*SHORT, *DATA, *LENGTH, *WIDTH),
+    arms=(*SHORT, *DATA, *HEADLINE, *WIDTH),
     contrasts=(*(pair(suffix) for places in AXES.values() for suffix in places.values()), ("oblique-16", "sphere")),
     findings=findings,
     pictures=pictures,

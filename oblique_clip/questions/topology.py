@@ -6,15 +6,11 @@ from collections.abc import Iterable
 
 from ..sweep.question import Arm, Finding, Question, varied
 from ..sweep.results import Results, found_of
-from .base import COST, HEADLINE_SEEDS, OBLIQUE, SHORT, SPHERE, D, M, long
+from .base import COST, HEADLINE, OBLIQUE, SHORT, SPHERE, D, M, long
 
 SPHERES = (2, 4, 8, 32)
 
-HEADLINE = (
-    Arm("sphere", long(SPHERE), HEADLINE_SEEDS),
-    Arm("oblique-16", long(OBLIQUE), HEADLINE_SEEDS),
-    Arm("sphere-as-long", long(SPHERE, COST)),
-)
+AS_LONG = Arm("sphere-as-long", long(SPHERE, COST))
 # One class token or m, one norm or m: everything else is equal.
 FACTORS = (
     *SHORT,
@@ -47,7 +43,7 @@ def findings(results: Results) -> Iterable[Finding]:
 QUESTION = Question(
     name="topology",
     asks="Does a product of spheres serve better than one sphere at the same D, and which part of it: tokens or norms?",
-    arms=(*HEADLINE, *FACTORS, *OTHERS),
+    arms=(*HEADLINE, AS_LONG, *FACTORS, *OTHERS),
     contrasts=(
         ("oblique-16", "sphere-as-long"),
         ("sphere-as-long", "sphere"),

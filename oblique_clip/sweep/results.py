@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ..columns import value_at
+from ..config import read_json
+from ..figures import read_metrics
 from .question import Arm, Finding, Question, of_signs
 from .statistics import Interval, over_classes, paired, t_interval
 
@@ -30,9 +32,7 @@ class Measure:
 
     def of(self, judged: dict[str, Any]) -> float | None:
         """In percent; None where the run was not judged by it."""
-        value: Any = judged
-        for key in self.path:
-            value = value.get(key) if isinstance(value, dict) else None
+        value = value_at(judged, self.path)
         return 100 * float(value) if isinstance(value, int | float) else None
 
 
@@ -67,16 +67,15 @@ class Run:
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        return dict(json.loads((self.folder / "result.json").read_text(encoding="utf-8")))
+        return dict(read_json(self.folder / "result.json"))
 
     @cached_property
     def judged(self) -> dict[str, Any]:
-        return dict(json.loads((self.folder / JUDGED).read_text(encoding="utf-8")))
+        return dict(read_json(self.folder / JUDGED))
 
     @cached_property
     def metrics(self) -> list[dict[str, float]]:
-        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        return read_metrics(self.folder)
 
     def curve(self, key: str) -> tuple[list[float], list[float]]:
         """Steps and values of a figure in metrics.jsonl."""
@@ -90,16 +89,21 @@ def folder_of(out: Path, arm: str, seed: int) -> Path:
 
 
 class Results:
-    """The finished runs of a question under a folder."""
+    """The runs of a question under a folder that are finished when they are first asked for; each is read once."""
 
     def __init__(self, question: Question, out: Path) -> None:
         self.question, self.out = question, out
+        self._runs: dict[str, dict[int, Run]] = {}
+        # A table, the findings, JSON and a page ask for the same differences, each with a bootstrap.
+        self._ahead: dict[tuple[str, str, Measure], Difference | None] = {}
 
     def runs(self, arm: str) -> dict[int, Run]:
         """Finished runs of an arm, by seed, among those that the question asks for."""
-        seeds = range(next(one.seeds for one in self.question.arms if one.name == arm))
-        folders = {seed: folder_of(self.out, arm, seed) for seed in seeds}
-        return {seed: Run(folder, seed) for seed, folder in folders.items() if is_done(folder)}
+        if arm not in self._runs:
+            seeds = range(next(one.seeds for one in self.question.arms if one.name == arm))
+            folders = {seed: folder_of(self.out, arm, seed) for seed in seeds}
+            self._runs[arm] = {seed: Run(folder, seed) for seed, folder in folders.items() if is_done(folder)}
+        return self._runs[arm]
 
     @property
     def begun(self) -> list[Arm]:
@@ -117,6 +121,12 @@ class Results:
 
     def ahead(self, first: str, second: str, measure: Measure) -> Difference | None:
         """How far one arm is ahead of another; None where no seed is finished of both."""
+        key = (first, second, measure)
+        if key not in self._ahead:
+            self._ahead[key] = self._compared(*key)
+        return self._ahead[key]
+
+    def _compared(self, first: str, second: str, measure: Measure) -> Difference | None:
         ours, theirs = self.values(first, measure), self.values(second, measure)
         shared = sorted(ours.keys() & theirs.keys())
         if not shared:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from ..config import TrainConfig, check_folder, read_run_config, to_json, write_json
+from ..device import pick_device
 from ..errors import UserError
 from ..resume import differences
 from .answer import write_answer
@@ -113,7 +114,7 @@ def places_of(device: str, jobs: int, threads: int) -> list[Place]:
         [Place(number=0, device='cpu', threads=3), Place(number=1, device='cpu', threads=3)]
     """
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = pick_device(device).type
     if device == "cuda":
         gpus = torch.cuda.device_count()
         return [Place(i, f"cuda:{i % max(1, gpus)}", threads) for i in range(jobs or gpus or 1)]
