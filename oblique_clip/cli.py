@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -53,6 +54,23 @@ def run_script(function: Callable[[Any], None], kind: Any, program: str) -> NoRe
     from .flags import parse
 
     sys.exit(_guarded(lambda: function(parse(kind, program, sys.argv[1:]))))
+
+
+def command_line() -> str:
+    """What began this process, as it would be typed again.
+
+    Examples:
+        >>> import sys
+        >>> from oblique_clip.cli import command_line
+        >>> sys.argv[1:] = ["train", "--seed", "1"]
+        >>> command_line().endswith(" train --seed 1")
+        True
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    # A module that `python -m` runs knows its own name; a package runs its __main__.
+    module = spec.name.removesuffix(".__main__") if spec else ""
+    program = f"python -m {module}" if module and module != __package__ else "oblique-clip"
+    return shlex.join([*program.split(), *sys.argv[1:]])
 
 
 def _run(args: list[str]) -> None:

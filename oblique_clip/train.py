@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from .checkpoint import BEST, LAST, Loaded, check_points, load, save_model, step_of
+from .cli import command_line
 from .config import (
     DataConfig,
     OptimConfig,
@@ -117,7 +118,7 @@ def train(
             "peak_memory_mib": memory,
             "skipped": dict(lost + loop.parts.data.left_out),
             "processes": peers.world,
-            "command": " ".join(["oblique-clip", *sys.argv[1:]]),
+            "command": command_line(),
         }
         write_json(config.out / "result.json", result)
         clear(config.out / "checkpoints")

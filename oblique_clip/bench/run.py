@@ -7,7 +7,6 @@ import importlib
 import os
 import platform
 import re
-import sys
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..cli import command_line
 from ..config import check_ranges, to_json, write_json
 from ..device import pick_device, versions
 from ..errors import UserError
@@ -58,7 +58,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     report: dict[str, Any] = {
         "format_version": 1,
-        "command": " ".join(["oblique-clip", *sys.argv[1:]]),
+        "command": command_line(),
         "date": datetime.date.today().isoformat(),
         "settings": to_json(config),
         "machine": machine(device),
