@@ -165,16 +165,35 @@ class Optimizer:
 
 
 def _guarded_step(part: torch.optim.Optimizer, bad: Tensor | None) -> None:
-    """A step, unless `bad` is true. Of AdamW on a GPU the kernel itself looks, so that nothing waits for the device."""
-    if bad is not None and _kernel_looks(part, bad.device):
+    """A step, unless `bad` is true. On a GPU nothing waits for the device to say so: AdamW's kernel looks itself."""
+    if bad is None:
+        part.step()
+    elif bad.device.type != "cuda":
+        if not bad:
+            part.step()
+    elif isinstance(part, torch.optim.AdamW):
         part.grad_scale, part.found_inf = None, bad.float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler does
         part.step()
-    elif bad is None or not bad:
-        part.step()
+    else:
+        _undone_step(part, bad)
 
 
-def _kernel_looks(part: torch.optim.Optimizer, device: torch.device) -> bool:
-    return device.type == "cuda" and isinstance(part, torch.optim.AdamW)
+def _undone_step(part: torch.optim.Optimizer, bad: Tensor) -> None:
+    """A step, then everything put back that it moved if `bad` is true; only geoopt's count of steps stays ahead."""
+    parameters = [p for group in part.param_groups for p in group["params"]]
+    before = {p: (p.detach().clone(), {key: _copy(value) for key, value in part.state[p].items()}) for p in parameters}
+    part.step()
+    with torch.no_grad():
+        for parameter, (point, moments) in before.items():
+            parameter.copy_(torch.where(bad, point, parameter))
+            for key, value in part.state[parameter].items():
+                if isinstance(value, Tensor):
+                    # What the first step began was zero before it.
+                    value.copy_(torch.where(bad, moments.get(key, torch.zeros_like(value)), value))
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _schedule(total: int, warmup: float) -> Callable[[int], float]:

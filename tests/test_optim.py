@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from oblique_clip.config import ModelConfig, OptimConfig
 from oblique_clip.model import DualEncoder, create_model
-from oblique_clip.optim import Optimizer
+from oblique_clip.optim import Optimizer, _undone_step
 from oblique_clip.step import train_step
 
 FORMS = {"clip": "sphere(32)", "sphere": "sphere(32)", "oblique": "oblique(8,4)"}
@@ -199,3 +199,29 @@ def test_a_step_clears_the_gradient() -> None:
     optimizer.step()
     assert all(p.grad is None for p in model.parameters())
     assert all(p.grad is not None for p in twin.parameters())
+
+
+@pytest.mark.parametrize("good_steps", [0, 2])
+def test_a_step_of_points_is_taken_back_where_it_was_bad(good_steps: int) -> None:
+    """As on a GPU, where nobody waits to hear whether it was."""
+    generator = torch.Generator().manual_seed(3)
+    start = geoopt.Sphere().projx(torch.randn(4, 8, generator=generator))
+    pull = torch.randn(4, 8, generator=generator)
+    steps = []
+    for kind in ("plain", "guarded"):
+        point = geoopt.ManifoldParameter(start.clone(), manifold=geoopt.Sphere())
+        optimizer = geoopt.optim.RiemannianAdam([point], lr=0.1)
+        for _ in range(good_steps):
+            point.grad = pull.clone()
+            optimizer.step() if kind == "plain" else _undone_step(optimizer, torch.tensor(False))
+        before = point.detach().clone()
+        if kind == "guarded":
+            moments = {key: copy.deepcopy(value) for key, value in optimizer.state[point].items() if key != "step"}
+            point.grad = torch.full_like(pull, torch.nan)
+            _undone_step(optimizer, torch.tensor(True))
+            assert torch.equal(point, before)
+            for key, value in optimizer.state[point].items():
+                if key != "step":
+                    assert torch.equal(value, moments.get(key, torch.zeros_like(value)))
+        steps.append(before)
+    assert torch.equal(*steps)
