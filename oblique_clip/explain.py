@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
+    from PIL import Image
 
 # Lightness rises with the share, so that the maps read in grey as well.
 COLOURS = "inferno"
@@ -76,22 +77,46 @@ def explain(config: ExplainConfig) -> Path:
         >>> "sphere 8" in explain(config).read_text()  # a panel for each of the eight
         True
     """
-    # open_clip, behind the towers, takes seconds to import: mistakes in flags are told before.
-    from .attention import token_attention
-
     check_file(config.out)
     _check_file_type(config.out)
     loaded = load(config.model, pick_device(config.device))
-    side = loaded.preprocess.image_size
-    # As the model sees it, and the same part of it large enough to look at.
-    picture = _read(config.image, Side(SIDE, side.cut) if isinstance(side, Side) else SIDE)
-    images = loaded.preprocess.batch(_read(config.image, side)[None]).to(next(loaded.model.parameters()).device)
-    maps = token_attention(loaded.model, images, config.rollout)[0].cpu()
-    shares = None if config.text is None else sphere_shares(loaded, images, config.text)
-    figure = draw(picture, maps, loaded.model.topology.m, config.image.name, config.text, shares)
+    figure = draw_attention(loaded, config.image, config.text, config.rollout)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(config.out, dpi=120)
     return config.out
+
+
+def draw_attention(
+    loaded: Loaded, image: Path | Image.Image, text: str | None = None, rollout: bool = False, name: str = ""
+) -> Figure:
+    """The picture as the model sees it, with a panel for each class token; see `ExplainConfig`.
+
+    Args:
+        name: above the picture; that of its file without one.
+
+    Raises:
+        UserError: for a picture that cannot be read, a model without class tokens to look through, or a topology
+            without spheres where a text is given.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from oblique_clip import load
+        >>> from oblique_clip.explain import draw_attention
+        >>> figure = draw_attention(load("tiny-oblique"), Image.new("RGB", (64, 64), "red"), "red apple", name="red")
+        >>> sum(axis.get_title().startswith("sphere") for axis in figure.axes)
+        8
+    """
+    # open_clip, behind the towers, takes seconds to import: mistakes in flags are told before.
+    from .attention import token_attention
+
+    side = loaded.preprocess.image_size
+    # Large enough to look at.
+    picture = _read(image, Side(SIDE, side.cut) if isinstance(side, Side) else SIDE)
+    images = loaded.preprocess.batch(_read(image, side)[None]).to(next(loaded.model.parameters()).device)
+    maps = token_attention(loaded.model, images, rollout)[0].cpu()
+    shares = None if text is None else sphere_shares(loaded, images, text)
+    title = name or (image.name if isinstance(image, Path) else "picture")
+    return draw(picture, maps, loaded.model.topology.m, title, text, shares)
 
 
 @torch.no_grad()
@@ -178,10 +203,10 @@ def _check_file_type(path: Path) -> None:
         raise UserError(f"--out {path}: a drawing ends in one of {', '.join(f'.{kind}' for kind in sorted(known))}")
 
 
-def _read(path: Path, side: int) -> Tensor:
-    if not path.is_file():
-        raise UserError(f"no such file: {path}")
+def _read(image: Path | Image.Image, side: int) -> Tensor:
+    if isinstance(image, Path) and not image.is_file():
+        raise UserError(f"no such file: {image}")
     try:
-        return decode_square(path, side)
+        return decode_square(image, side)
     except READ_ERRORS as error:
-        raise UserError(f"{path} is not a readable picture: {error}") from error
+        raise UserError(f"{image} is not a readable picture: {error}") from error

@@ -12,6 +12,7 @@ import numpy as np
 
 from .config import read_run_config
 from .errors import UserError
+from .style import FORMS
 from .topology import parse_topology
 
 if TYPE_CHECKING:
@@ -20,13 +21,6 @@ if TYPE_CHECKING:
 
     from .data.emoji import EmojiSet
     from .page.examples import OfName, OfPicture, Retrieval
-
-# Legible in grey: forms differ in line style and marker, not in colour alone.
-STYLES = {
-    "clip": {"color": "#777777", "linestyle": ":", "marker": "s"},
-    "sphere": {"color": "#1f77b4", "linestyle": "--", "marker": "o"},
-    "oblique": {"color": "#d62728", "linestyle": "-", "marker": "^"},
-}
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -79,9 +73,7 @@ def draw_curves(runs: dict[str, Path]) -> Figure:
     for axis, (key, label) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
         for name, run in runs.items():
             steps, values = read_curve(run, key)
-            axis.plot(
-                steps, values, label=name, markevery=max(1, len(steps) // 8), markersize=4, **STYLES.get(name, {})
-            )
+            axis.plot(steps, values, label=name, markevery=max(1, len(steps) // 8), markersize=4, **FORMS.get(name, {}))
         axis.set(xlabel="step", ylabel=label)
         axis.grid(alpha=0.3)
     figure.axes[0].legend()

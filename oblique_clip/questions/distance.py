@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ..sweep.question import Arm, Question, varied
+from collections.abc import Iterable
+
+from ..sweep.question import Arm, Finding, Question, varied
+from ..sweep.results import Results, found_of
 from .base import OBLIQUE, SHORT, SPHERE, D, M
 
 SPECS = {"sphere": (SPHERE, f"sphere({D})"), "oblique": (OBLIQUE, f"oblique({D // M},{M})")}
@@ -11,10 +14,19 @@ ARMS = tuple(
     for name, (base, spec) in SPECS.items()
     for distance in ("geodesic", "chordal")
 )
+CONTRASTS = tuple((arm.name, f"{arm.name.partition('-')[0]}-short") for arm in ARMS)
+
+
+def findings(results: Results) -> Iterable[Finding]:
+    for first, second in CONTRASTS:
+        claim = f"exploratory: {first.replace('-', ' with ')} distance is better than with the inner product"
+        yield from found_of(claim, results.compare(first, second))
+
 
 QUESTION = Question(
     name="distance",
     asks="Does the distance matter, once the manifold is chosen?",
     arms=(*SHORT, *ARMS),
-    contrasts=tuple((arm.name, f"{arm.name.partition('-')[0]}-short") for arm in ARMS),
+    contrasts=CONTRASTS,
+    findings=findings,
 )

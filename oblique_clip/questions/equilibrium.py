@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..draw.similarities import draw_band
 from ..sweep.pictures import width_of
 from ..sweep.question import Finding, Question, of_tests
 from ..sweep.results import Results
@@ -86,8 +87,7 @@ def _over_training(results: Results) -> Figure:
             mean, spread = (
                 np.mean([run.curve(f"val_{kind}{end}")[1] for run in runs], 0) / half for end in ("", "_std")
             )
-            axis.plot(steps, mean, style, color="black", label=label)
-            axis.fill_between(steps, mean - spread, mean + spread, color="#999999", alpha=0.3, linewidth=0)
+            draw_band(axis, steps, mean, spread, style, label)
         axis.set(title=arm.name, xlabel="step", ylabel="similarity / its maximum", ylim=(-0.5, 1.0))
         axis.grid(alpha=0.3)
     if shown:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ..style import line
 from ..sweep.question import Arm, Finding, Question, varied
 from ..sweep.results import Measure, Results, found_of
 from .base import OBLIQUE, SHORT, SPHERE, D, M
@@ -41,8 +42,6 @@ def pictures(results: Results) -> Iterable[tuple[str, Figure]]:
     """Accuracy against the size of the embedding."""
     from matplotlib.figure import Figure
 
-    from ..sweep.pictures import COLOURS, LINES
-
     figure = Figure((9, 3.8), layout="constrained")
     for axis, setting in zip(figure.subplots(1, 2), SETTINGS, strict=True):
         for place, arm in enumerate(results.begun):
@@ -50,8 +49,7 @@ def pictures(results: Results) -> Iterable[tuple[str, Figure]]:
             known = {size: found for size, found in every.items() if found}
             if known:
                 means, halves = [own.mean for own in known.values()], [own.half for own in known.values()]
-                look = {"color": COLOURS[place], "linestyle": LINES[place % len(LINES)], "marker": "o"}
-                axis.errorbar(list(known), means, halves, label=arm.name, markersize=4, capsize=2, **look)
+                axis.errorbar(list(known), means, halves, label=arm.name, markersize=4, capsize=2, **line(place))
         axis.set(xscale="log", xlabel="numbers kept", ylabel=f"{SETTINGS[setting]} top-1 (%)")
         axis.set_xticks(SIZES, [str(size) for size in SIZES])
         axis.minorticks_off()

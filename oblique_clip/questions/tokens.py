@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from ..sweep.question import Arm, Question, varied
+from collections.abc import Iterable
+
+from ..sweep.question import Arm, Finding, Question, of_signs, varied
+from ..sweep.results import Results, found_of, points
+from ..sweep.spaces import SpaceFigure
+from ..sweep.statistics import paired
 from .base import OBLIQUE, SHORT, both
 
 TOKENS = (
@@ -17,6 +22,29 @@ TWINS = (
     *both("twins-positive", data={"twins": "allow"}, loss={"positives": "caption"}),
 )
 
+ALIKE = SpaceFigure("CKA between spheres", "sphere_cka_images")
+
+
+def findings(results: Results) -> Iterable[Finding]:
+    """Which changes make the spheres more alike, and what twins do as negatives and as positives."""
+    plain = ALIKE.values(results, "oblique-short")
+    for arm in TOKENS:
+        own = ALIKE.values(results, arm.name)
+        if own.keys() & plain.keys():
+            more = paired(own, plain)
+            said = f"CKA between spheres {mean_of(own):.2f}, of oblique-short {mean_of(plain):.2f}"
+            said += f": {points(more).replace(' points', '')} more"
+            yield Finding(f"exploratory: {arm.name} makes spheres more alike", of_signs([more.sign]), said)
+    for use in ("negative", "positive"):
+        for name in ("sphere", "oblique"):
+            found = results.compare(f"{name}-short", f"{name}-twins-{use}")
+            yield from found_of(f"exploratory: on the {name} twins are better avoided than {use}", found)
+
+
+def mean_of(values: dict[int, float]) -> float:
+    return sum(values.values()) / len(values)
+
+
 QUESTION = Question(
     name="tokens",
     asks="What do class tokens need to become specialists, and what should be done with pictures of one caption?",
@@ -25,4 +53,6 @@ QUESTION = Question(
         *((arm.name, "oblique-short") for arm in TOKENS),
         *((arm.name, f"{arm.name.partition('-')[0]}-short") for arm in TWINS),
     ),
+    findings=findings,
+    spaces=("oblique-short", *(arm.name for arm in TOKENS)),
 )

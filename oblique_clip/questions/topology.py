@@ -53,5 +53,6 @@ QUESTION = Question(
         ("oblique-short", "oblique-shared-short"),
     ),
     primary=("oblique-16", "sphere"),
+    spaces=("sphere", "oblique-16"),
     findings=findings,
 )

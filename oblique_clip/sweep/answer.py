@@ -17,6 +17,7 @@ from ..page.runs import Grid
 from .pictures import draw_curves, draw_forest
 from .question import Finding, open_question
 from .results import HEADLINES, MEASURES, Difference, Measure, Results, found_of, points
+from .spaces import rows_of
 from .statistics import Interval
 
 if TYPE_CHECKING:
@@ -46,6 +47,15 @@ def tables(results: Results, measures: Sequence[Measure] = MEASURES) -> Iterator
     yield Table("Every seed, in %", *_rows(results, asked, _every))
     yield differences(results, [m for m in asked if m in MEASURES[:7]])
     yield costs(results)
+    if results.question.spaces:
+        yield spaces(results)
+
+
+def spaces(results: Results) -> Table:
+    """How the spaces of the arms that the question names differ, by figures of `explore.summarise`."""
+    return Table("Embedding spaces of Fluent, mean over seeds ± half of its 95 % interval", *rows_of(
+        results, results.question.spaces
+    ))  # fmt: skip
 
 
 def _rows(
@@ -221,7 +231,7 @@ def print_answer(results: Results) -> None:
     from rich.table import Table as RichTable
 
     console = Console()
-    means, _, ahead, _ = tables(results, HEADLINES)
+    means, _, ahead, *_ = tables(results, HEADLINES)
     for table in (means, ahead):
         shown = RichTable(*table.headings, title=table.title, title_justify="left")
         for row in table.rows:

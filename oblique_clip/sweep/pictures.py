@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..style import line
 from .results import HEADLINES, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Legible in grey: arms differ in line style too.
-LINES = ("-", "--", "-.", ":")
-COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf", "#000000")
 CURVES = (
     ("loss", "training loss (nats)", 1),
     ("val_top1", "validation top-1 (%)", 100),
@@ -66,7 +64,7 @@ def draw_mean_curve(axis: Axes, results: Results, arm: str, key: str, factor: fl
         return
     width = width_of(next(iter(results.runs(arm).values())).result["topology"]) if key == "scale" else 1.0
     values = np.mean([curve[1] for curve in curves], axis=0) * factor * width
-    axis.plot(curves[0][0], values, label=arm, color=COLOURS[place % len(COLOURS)], linestyle=LINES[place % len(LINES)])
+    axis.plot(curves[0][0], values, label=arm, **line(place) | {"marker": ""})
 
 
 def width_of(spec: str) -> float:

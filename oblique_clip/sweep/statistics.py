@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -107,13 +108,16 @@ def over_classes(
         >>> found.mean, found.low, found.high  # 3 pictures of 8; a sample of four classes may miss the others
         (0.375, 0.125, 0.5)
     """
-    random = np.random.default_rng(seed)
-    classes = len(pictures)
     ahead = right.mean(0)
-    shares = []
-    # In pieces, since all draws of many classes at once would be large.
-    for start in range(0, draws, 1000):
-        weights = random.multinomial(classes, np.full(classes, 1 / classes), size=min(1000, draws - start))
-        shares.append((weights @ ahead) / (weights @ pictures))
+    shares = [(times @ ahead) / (times @ pictures) for times in _drawn(len(pictures), draws, seed)]
     low, high = np.quantile(np.concatenate(shares), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(ahead.sum() / pictures.sum()), float(low), float(high))
+
+
+@lru_cache(maxsize=8)
+def _drawn(classes: int, draws: int, seed: int) -> list[npt.NDArray[np.uint16]]:
+    """How often each class is in each bootstrap sample: the same for every difference, and slow to draw."""
+    random, even = np.random.default_rng(seed), np.full(classes, 1 / classes)
+    # In pieces, since all draws of many classes at once would be large.
+    sizes = [min(1000, draws - start) for start in range(0, draws, 1000)]
+    return [random.multinomial(classes, even, size=size).astype(np.uint16) for size in sizes]
