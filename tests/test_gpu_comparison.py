@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from experiments.gpu import cost, settings, yfcc
 from experiments.gpu import run as gpu
 from experiments.gpu.settings import ARMS, COMMON, CONTRASTS, DATA, LIBRARY, SIZES, settings_for, steps_of
 from experiments.gpu.small import CLASSES, PER_SHARD, SHARDS, write_small
@@ -23,10 +26,12 @@ from oblique_clip.data.faults import Lost
 from oblique_clip.data.images import Augmentation
 from oblique_clip.data.shards import expand_shards, read_shards
 from oblique_clip.errors import UserError
+from oblique_clip.flags import parse
 from oblique_clip.resume import differences
 from oblique_clip.topology import parse_topology
 
 PAIRS = 3_000_000
+README = (Path(gpu.__file__).parent / "README.md").read_text(encoding="utf-8")
 # Towers of a block, on pictures of four patches.
 SMALL = (
     "image_size=32", "vision_width=32", "vision_layers=1", "vision_heads=2", "text_width=32", "text_layers=1",
@@ -169,7 +174,14 @@ def test_ctrl_c_saves_the_run_and_the_same_command_goes_on(tmp_path: Path) -> No
         ({"change": ("learning_rate=1",)}, "--learning-rate"),
         ({"change": ("lr=-1",)}, r"--lr must lie in \(0, inf\), not be -1.0"),
         ({"imagenet": Path("wrong")}, r"--imagenet wrong needs folders named by WordNet codes"),
-        ({"suite": Path("nowhere")}, "no such file or folder: nowhere"),
+        ({"change": ("batch_size=many",)}, r"--batch-size must lie in \[2, inf\), not be many"),
+        ({"change": ("batch_size=0",)}, r"--batch-size must lie in \[2, inf\), not be 0"),
+        ({"change": ("topology=sphere(512)",)}, "--change cannot set topology, which the comparison sets itself"),
+        ({"pairs": 0}, r"--pairs must lie in \[1, inf\), not be 0"),
+        ({"arms": ()}, "--arms takes clip, .*, and has none"),
+        ({"suite": Path("nowhere")}, "no such folder: nowhere"),
+        ({"suite": Path("wrong")}, "wrong has no folder in CLIP_benchmark's layout"),
+        ({"captions": Path("captions.json")}, "captions.json has no captions"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_trained(
@@ -178,8 +190,50 @@ def test_a_mistake_is_told_before_anything_is_trained(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wrong" / "zebra").mkdir(parents=True)
     (tmp_path / "wrong" / "zebra" / "0.png").touch()
+    (tmp_path / "captions.json").write_text('{"images": [], "annotations": []}')
     monkeypatch.setattr(gpu.subprocess, "Popen", None)
     command = replace(gpu.Comparison("cc3m", data=shards, pairs=PAIRS, out=tmp_path / "out"), **changes)
     with pytest.raises(UserError, match=message):
         gpu.main(command)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_readme_has_the_tables_that_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    for table in settings.tables():
+        assert f"\n\n{table}\n\n" in README
+    cost.main(cost.Cost())
+    table, total = capsys.readouterr().out.rstrip().split("\n\n")
+    assert f"\n\n{table}\n\n" in README and total in README
+
+
+def test_the_commands_of_the_readme_are_understood() -> None:
+    block = next(text for text in README.split("```")[1::2] if "experiments.gpu.run cc3m" in text)
+    lines = [line for line in block.replace("\\\n", " ").splitlines() if "experiments.gpu.run" in line]
+    commands = [
+        parse(gpu.Comparison, gpu.PROGRAM, shlex.split(line.partition("experiments.gpu.run")[2])) for line in lines
+    ]
+    assert [command.dataset for command in commands] == list(DATA)
+    for command in commands:
+        # img2dataset puts 10,000 pictures of the list in a shard.
+        last = re.search(r"\{00000\.\.(\d{5})\}", str(command.data))
+        assert last and int(last[1]) == (DATA[command.dataset].listed - 1) // 10_000
+
+
+def test_yfcc15m_is_listed_with_a_caption_each(tmp_path: Path) -> None:
+    """Read as img2dataset reads a list: with pyarrow, by tabs."""
+    csv = pytest.importorskip("pyarrow.csv")
+    (tmp_path / "subset.tsv").write_text("3\t11\tabcdef12\n4\t12\t123456ff\n5\t13\t00aa\n")
+    told = (
+        ("3", "abcdef12", "A+title", "See+%3Ca+href%3D%22http%3A//x.y%22%3Ethis%3C/a%3E%0Ahttp%3A//x.y/z+caf%C3%A9"),
+        ("4", "123456ff", "", "a+%22dog%22%09runs"),
+        ("5", "00aa11bb", "", ""),
+        ("6", "ffffffff", "not", "listed"),
+    )
+    lines = ["\t".join([line, "1", photo, *["-"] * 5, *texts, "", ""]) for line, photo, *texts in told]
+    start = [sys.executable, "-m", "experiments.gpu.yfcc", str(tmp_path / "subset.tsv")]
+    done = subprocess.run(start, input="\n".join(lines) + "\n", capture_output=True, text=True, check=True)
+    assert "2 of 3 photographs have a caption" in done.stderr
+    (tmp_path / "list.tsv").write_text(done.stdout, encoding="utf-8")
+    listed = csv.read_csv(tmp_path / "list.tsv", parse_options=csv.ParseOptions(delimiter="\t")).to_pylist()
+    assert [row["caption"] for row in listed] == ["See this café", 'a "dog" runs']
+    assert listed[0]["url"] == f"{yfcc.IMAGES}/abc/def/abcdef12.jpg"

@@ -33,6 +33,7 @@ from oblique_clip.config import (
     read_json,
     read_run_config,
 )
+from oblique_clip.data.captioned import of_json
 from oblique_clip.data.folders import open_class_folder
 from oblique_clip.data.shards import expand_shards
 from oblique_clip.errors import UserError
@@ -42,10 +43,12 @@ from oblique_clip.resume import FREE, differences
 from oblique_clip.signals import Stopped, watched
 
 from .report import Judged, write_report
-from .settings import ARMS, DATA, DRY, SEEDS, SIZES, Name, Value, flags_of, settings_for
+from .settings import ARMS, COMMON, DATA, DRY, SEEDS, SIZES, Name, Value, flags_of, settings_for
 from .small import write_small
 
 POLL_SECONDS = 0.5
+OWN = ("size", "form", "topology", "projection", "data", "device", "seed", "epochs", "out", "resume")
+"""Flags of `oblique-clip train` that tell the runs apart, say where they are, or stand behind `steps`."""
 PROGRAM = "python -m experiments.gpu.run"
 
 
@@ -157,16 +160,20 @@ def prepared(command: Comparison) -> Comparison:
     for what, names, known in (("--sizes", command.sizes, SIZES), ("--arms", command.arms, tuple(ARMS))):
         if unknown := [name for name in names if name not in known]:
             raise UserError(f"{what} takes {', '.join(known)}, not {unknown[0]!r}")
-    for flag, number in (("--seeds", command.seeds), ("--gpus", command.gpus)):
-        if number < 1:
+        if not names:
+            raise UserError(f"{what} takes {', '.join(known)}, and has none")
+    for flag, number in (("--seeds", command.seeds), ("--gpus", command.gpus), ("--pairs", command.pairs)):
+        if number is not None and number < 1:
             raise UserError(f"{flag} must lie in {RANGES['seeds']}, not be {number}")
     if command.data is None:
         raise UserError('--data is missing: name the shards, as in "/data/cc3m/{00000..00331}.tar"')
     if command.imagenet is not None and imagenet_names(open_class_folder(command.imagenet).folders) is None:
         raise UserError(f"--imagenet {command.imagenet} needs folders named by WordNet codes (n01440764, ...)")
-    for path in (command.suite, command.captions, command.images):
-        if path is not None and not path.exists():
-            raise UserError(f"no such file or folder: {path}")
+    # What cannot be judged by is said now, not when all runs are trained.
+    if command.suite is not None:
+        suite.datasets_in(command.suite)
+    if command.captions is not None:
+        of_json(command.captions, command.images, int(COMMON["image_size"].value))
     return command
 
 
@@ -182,7 +189,12 @@ def settings_of(command: Comparison) -> dict[str, Value]:
         name, equals, value = text.partition("=")
         if not (name and equals):
             raise UserError(f"--change takes NAME=VALUE, as in micro_batch=256, not {text!r}")
-        changes[name.replace("-", "_")] = value
+        name = name.replace("-", "_")
+        if name in OWN:
+            raise UserError(f"--change cannot set {name}, which the comparison sets itself")
+        if name == "batch_size" and not (value.isdecimal() and int(value) > 1):
+            raise UserError(f"--batch-size must lie in {RANGES[name]}, not be {value}")
+        changes[name] = value
     pairs = command.pairs or pairs_in(command.data)
     table = settings_for(command.dataset, pairs, command.gpus, {})
     settings = settings_for(command.dataset, pairs, command.gpus, {**(DRY if command.dry_run else {}), **changes})

@@ -110,6 +110,7 @@ LIBRARY: dict[str, Setting] = {
         "crop of 50 to 100 %, aspect to 1.2, rotation to 10 degrees, jitter 0.3", "SLIP: the crop, aspect to 4/3", True
     ),
     "crops are of": Setting("the middle square, at image_size", "SLIP crops the whole picture", True),
+    "caption of YFCC15M": Setting("title or description, drawn once", "SLIP draws at every pass", True),
     "ViT-S text tower": Setting("384 wide, 6 heads", "open_clip; SLIP's is 512 wide, and its image tower has 12 heads"),
 }
 

@@ -8,6 +8,7 @@ A data set is a folder with `classnames.txt`, or with `dataset_type.txt` that sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +17,7 @@ import tyro
 
 from oblique_clip.cli import run_script
 from oblique_clip.columns import Column
-from oblique_clip.data.benchmarks import PEER, is_webdataset
+from oblique_clip.data.benchmarks import PEER, is_webdataset, webdataset_shards
 from oblique_clip.errors import UserError
 from oblique_clip.evaluate.run import EvaluateConfig
 
@@ -56,24 +57,35 @@ def main(command: Suite) -> None:
     """Print the table and write it to `out`.
 
     Raises:
-        UserError: where the folder has no data set, or not those asked for.
+        UserError: see `datasets_in`.
     """
-    if not command.root.is_dir():
-        raise UserError(f"no such folder: {command.root}")
-    found = sorted(path.name for path in command.root.iterdir() if is_webdataset(path))
-    wanted = command.datasets or tuple(found)
-    if missing := [name for name in wanted if name not in found]:
-        raise UserError(f"{command.root} has no data set {missing[0]!r}; it has {', '.join(found) or 'none'}")
-    if not wanted:
-        raise UserError(f"{command.root} has no folder in CLIP_benchmark's layout (classnames.txt, test/*.tar)")
     cases: dict[str, EvaluateConfig] = {
         f"{model} {name}": EvaluateConfig(
             model=Path(model), data=str(command.root / name), engine=command.engine, device=command.device
         )
-        for name in wanted
+        for name in datasets_in(command.root, command.datasets)
         for model in command.models
     }
     compare(cases, COLUMNS, command.out)
+
+
+def datasets_in(root: Path, datasets: Sequence[str] = ()) -> Sequence[str]:
+    """Names of the data sets of a folder; default all.
+
+    Raises:
+        UserError: where the folder has no data set, not those asked for, or one without shards.
+    """
+    if not root.is_dir():
+        raise UserError(f"no such folder: {root}")
+    found = sorted(path.name for path in root.iterdir() if is_webdataset(path))
+    wanted = datasets or found
+    if missing := [name for name in wanted if name not in found]:
+        raise UserError(f"{root} has no data set {missing[0]!r}; it has {', '.join(found) or 'none'}")
+    if not wanted:
+        raise UserError(f"{root} has no folder in CLIP_benchmark's layout (classnames.txt, test/*.tar)")
+    for name in wanted:
+        webdataset_shards(root / name)
+    return wanted
 
 
 if __name__ == "__main__":
