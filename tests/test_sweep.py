@@ -97,6 +97,7 @@ def judged(folder: Path, top1: float, right: list[int]) -> None:
     write_json(folder / "config.json", to_json(TrainConfig()))
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "val_top1": 0.1, "scale": 1.0, "val_gap": 0.1}\n')
     result = {"topology": "sphere(128)", "parameters": 10, "steps": 1, "images_per_second": 5.0, "train_seconds": 60.0}
+    result["device"] = "cpu"
     write_json(folder / "result.json", {**result, "scale": 1.0})
     counts = {"right": right, "of": [2] * len(right)}
     figures = {"evaluation": {"concepts": {"top1": top1}}, "right": {"concepts": counts}}

@@ -57,7 +57,8 @@ def draw_persistence(found: Mapping[str, Persistence]) -> Figure:
         for place, bars in enumerate(one.diagrams):
             curves.plot(scales, betti_curve(bars, scales), label=HOLES[place], **{**line(place), "marker": ""})
         ruled(curves, "scale", "holes").set_yscale("symlog", linthresh=10)
-    figure.axes[0].legend(fontsize=8, loc="lower right")
+    most = max(range(len(found)), key=lambda place: len(list(found.values())[place].diagrams))
+    columns[most][0].legend(fontsize=8, loc="lower right")
     return figure
 
 

@@ -38,7 +38,9 @@ def findings(results: Results) -> Iterable[Finding]:
     for use in ("negative", "positive"):
         for name in ("sphere", "oblique"):
             found = results.compare(f"{name}-short", f"{name}-twins-{use}")
-            yield from found_of(f"exploratory: on the {name} twins are better avoided than {use}", found)
+            yield from found_of(
+                f"exploratory: on the {name}, avoiding twins is better than taking them as {use}s", found
+            )
 
 
 def mean_of(values: dict[int, float]) -> float:

@@ -109,16 +109,18 @@ def differences(results: Results, measures: Sequence[Measure]) -> Table:
 
 
 def costs(results: Results) -> Table:
-    """What runs took; beside each other they share a machine, so that times are rough."""
+    """What runs took, on each kind of device; beside each other they share a machine, so that times are rough."""
     rows = []
     for arm in results.begun:
         every = [run.result for run in results.runs(arm.name).values()]
-        speed = statistics.median(one["images_per_second"] for one in every)
-        minutes = statistics.fmean(one["train_seconds"] for one in every) / 60
-        first = every[0]
-        counts = (f"{first['parameters']:,}", f"{first['steps']:,}")
-        rows.append((arm.name, first["topology"], *counts, f"{speed:.0f}", f"{minutes:.1f}"))
-    headings = ("arm", "topology", "parameters", "steps", "images/s, median", "minutes, mean")
+        for device in sorted({one["device"] for one in every}, reverse=True):
+            own = [one for one in every if one["device"] == device]
+            speed = statistics.median(one["images_per_second"] for one in own)
+            minutes = statistics.fmean(one["train_seconds"] for one in own) / 60
+            counts = (f"{own[0]['parameters']:,}", f"{own[0]['steps']:,}")
+            taken = (f"{len(own)} on {device}", f"{speed:.0f}", f"{minutes:.1f}")
+            rows.append((arm.name, own[0]["topology"], *counts, *taken))
+    headings = ("arm", "topology", "parameters", "steps", "runs", "images/s, median", "minutes, mean")
     return Table("What runs took, beside others on the same machine", headings, tuple(rows))
 
 
