@@ -37,7 +37,7 @@ class Pairs(NamedTuple):
 def draw_similarities(models: Mapping[str, Pairs], bins: int = 50) -> Figure:
     """A panel a model: how the similarities of pictures with their own name and with others are spread.
 
-    Similarities are shown as a share of the largest that the topology has, so that panels compare.
+    Similarities are shown as a share of the furthest from 0 that the topology has, so that panels compare.
 
     Args:
         models: for each title what `explore.similarities` takes.
@@ -62,15 +62,16 @@ def draw_similarities(models: Mapping[str, Pairs], bins: int = 50) -> Figure:
         raise UserError("name at least one model")
     figure = Figure((4.4 * len(models), 3.4), layout="constrained")
     for axis, (title, own) in zip(figure.subplots(1, len(models), squeeze=False)[0], models.items(), strict=True):
-        _, top = own.topology.range
-        if not np.isfinite(top):
+        most = max(map(abs, own.topology.range))
+        if not np.isfinite(most):
             raise UserError(f"{own.topology.spec} has no largest similarity to compare by")
         found = similarity_histogram(*own, bins=bins)
-        edges = np.asarray(found.edges) / (top or 1.0)
+        edges = np.asarray(found.edges) / most
         for values, (_, style, label) in zip((found.positive, found.negative), KINDS, strict=True):
             shares = np.asarray(values) / max(float(np.sum(values)), 1e-12)
             axis.stairs(100 * shares, edges, linestyle=style, color="black", label=label)
-        ruled(axis, f"similarity / {top:g}", "share (%)").set_title(title)
+        ruled(axis, f"similarity / {most:.3g}", "share (%)").set(title=title, xlim=(edges[0], edges[-1]))
+        axis.locator_params("x", nbins=5)
     figure.axes[0].legend(fontsize=8)
     return figure
 
