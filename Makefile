@@ -9,7 +9,7 @@ ablate: .venv/installed
 
 test: lint
 	# Every test has one thread, so that two at a time take two cores.
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal --nbmake
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

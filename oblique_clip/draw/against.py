@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import UserError
-from ..style import line, ruled
+from ..style import FORMS, line, ruled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +72,7 @@ def _drawn(series: Series) -> tuple[Figure, Axes]:
     figure = Figure((5, 3.6), layout="constrained")
     axis = figure.subplots()
     for place, (name, own) in enumerate(series.items()):
-        style = line(place)
+        style: Mapping[str, Any] = FORMS.get(name, line(place))
         dots = [(x, value) for x, values in own.items() for value in values]
         axis.plot(*zip(*dots, strict=True), style["marker"], color=style["color"], alpha=0.5, markersize=4)
         axis.plot(list(own), [float(np.mean(values)) for values in own.values()], label=name, **{**style, "marker": ""})

@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import UserError
 from ..explore import Persistence, betti_curve
 from ..style import line, ruled
+from ..topology import parse_topology
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,9 +57,10 @@ def draw_persistence(found: Mapping[str, Persistence]) -> Figure:
         scales = np.linspace(0, end, 300)
         for place, bars in enumerate(one.diagrams):
             curves.plot(scales, betti_curve(bars, scales), label=HOLES[place], **{**line(place), "marker": ""})
-        ruled(curves, "scale", "holes").set_yscale("symlog", linthresh=10)
-    most = max(range(len(found)), key=lambda place: len(list(found.values())[place].diagrams))
-    columns[most][0].legend(fontsize=8, loc="lower right")
+        ruled(curves, f"scale ({_unit(one)})", "holes").set_yscale("symlog", linthresh=10)
+    # Sets may be looked at up to different dimensions: the panel with the most names them all.
+    widest = max(columns[:, 0], key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+    widest.legend(fontsize=8, loc="lower right")
     return figure
 
 
@@ -71,4 +73,10 @@ def _draw_diagram(axis: Axes, one: Persistence, end: float) -> None:
         style: dict[str, Any] = {"color": own["color"], "alpha": 0.7, "linewidths": 0}
         axis.scatter(bars[~lasting, 0], bars[~lasting, 1], s=14, marker=own["marker"], label=HOLES[place], **style)
         axis.scatter(bars[lasting, 0], np.full(lasting.sum(), end), s=40, marker="^", **style)
-    ruled(axis, "birth", "death").set(xlim=(-0.02 * end, end), ylim=(-0.02 * end, 1.04 * end))
+    unit = _unit(one)
+    ruled(axis, f"birth ({unit})", f"death ({unit})").set(xlim=(-0.02 * end, end), ylim=(-0.02 * end, 1.04 * end))
+
+
+def _unit(one: Persistence) -> str:
+    """Of births and deaths, in words."""
+    return f"{parse_topology(one.metric).distance} distance" if one.unit == 1 else "median distances"
