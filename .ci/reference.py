@@ -74,7 +74,7 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
             "TokenProjection", "make_class_tokens",
         ),
         "oblique_clip.convnet": ("ConvTower",),
-        "oblique_clip.attention": ("token_attention", "rolled_out"),
+        "oblique_clip.attention": ("token_attention", "token_overlap", "rolled_out"),
         "oblique_clip.explain": ("explain", "ExplainConfig", "draw_attention", "sphere_shares"),
     },
     "Evaluation": {

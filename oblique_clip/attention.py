@@ -56,6 +56,28 @@ def token_attention(model: DualEncoder, images: Tensor, rollout: bool = False) -
     return shares[:, : tower.num_tokens, tower.prefix :].unflatten(-1, tower.grid)
 
 
+def token_overlap(maps: Tensor) -> Tensor:
+    """How much of the same patches two class tokens look at, (tokens, tokens): 1 for the same shares, 0 for none.
+
+    The mean over pictures of the sum over patches of the smaller share, each map scaled to sum 1: one less the distance
+    in total variation.
+
+    Args:
+        maps: (B, tokens, h, w), see `token_attention`.
+
+    Examples:
+        >>> import torch
+        >>> from oblique_clip.attention import token_overlap
+        >>> left, right = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> both = (left + right) / 2
+        >>> token_overlap(torch.stack([left, right, both])[None]).tolist()
+        [[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.5, 0.5, 1.0]]
+    """
+    shares = maps.flatten(2).double()
+    shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-12)
+    return torch.stack([torch.minimum(own[:, None], shares).sum(-1).mean(0) for own in shares.unbind(1)])
+
+
 def rolled_out(maps: Iterable[Tensor]) -> Tensor:
     """The product of (A + I) / 2 over blocks, first block rightmost: (B, heads, L, L) each to (B, L, L).
 

@@ -18,11 +18,12 @@ Series = Mapping[str, Mapping[float, Sequence[float]]]
 """By name, then by place on the axis, a value a run."""
 
 
-def draw_scales(scales: Series) -> Figure:
+def draw_scales(scales: Series, label: str = "learned scale") -> Figure:
     """The learned scale of runs against the share of shuffled captions: a dot a run, a line through their means.
 
     Args:
         scales: by name and noise in [0, 1]; times the width of the topology's range, if several are to compare.
+        label: what the axis says that they are.
 
     Raises:
         UserError: without runs.
@@ -34,7 +35,7 @@ def draw_scales(scales: Series) -> Figure:
         [31.0, 20.0]
     """
     figure, axis = _drawn(scales)
-    ruled(axis, "share of shuffled captions", "learned scale")
+    ruled(axis, "share of shuffled captions", label)
     return figure
 
 
