@@ -263,6 +263,7 @@ def on_config(config: MkDocsConfig) -> None:
     config.nav = [
         {"Home": "index.md"},
         {"Reference": [{title: _address(title)} for title in PAGES]},
+        {"Notebooks": "notebooks/README.md"},
         {"Evidence": [{name.replace("_", " "): pages[name]} for name in sorted(pages)]},
     ]
 
@@ -273,7 +274,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {"index.md": _front_page(), "wide.css": WIDE, **{_address(title): _reference(title) for title in PAGES}}
     for address, text in pages.items():
         files.append(File.generated(config, address, content=text))
-    for address, source in (("NOTICE.txt", "NOTICE"), ("SECURITY.md", "SECURITY.md")):
+    notebooks = {f"notebooks/{path.name}": f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.*")}
+    for address, source in {"NOTICE.txt": "NOTICE", "SECURITY.md": "SECURITY.md", **notebooks}.items():
         files.append(File.generated(config, address, abs_src_path=str(ROOT / source)))
     return files
 

@@ -168,7 +168,7 @@ def _guarded_step(part: torch.optim.Optimizer, bad: Tensor | None) -> None:
     """A step, unless `bad` is true. On a GPU nothing waits for the device to say so: AdamW's kernel looks itself."""
     if bad is None:
         part.step()
-    elif bad.device.type != "cuda":
+    elif not _costs_to_ask(bad.device):
         if not bad:
             part.step()
     elif isinstance(part, torch.optim.AdamW):
@@ -178,22 +178,34 @@ def _guarded_step(part: torch.optim.Optimizer, bad: Tensor | None) -> None:
         _undone_step(part, bad)
 
 
+def _costs_to_ask(device: torch.device) -> bool:
+    """Whether to read a number would wait for all that the device still computes."""
+    return device.type == "cuda"
+
+
 def _undone_step(part: torch.optim.Optimizer, bad: Tensor) -> None:
-    """A step, then everything put back that it moved if `bad` is true; only geoopt's count of steps stays ahead."""
+    """A step, then everything put back that it moved if `bad` is true."""
     parameters = [p for group in part.param_groups for p in group["params"]]
     before = {p: (p.detach().clone(), {key: _copy(value) for key, value in part.state[p].items()}) for p in parameters}
     part.step()
     with torch.no_grad():
         for parameter, (point, moments) in before.items():
             parameter.copy_(torch.where(bad, point, parameter))
-            for key, value in part.state[parameter].items():
-                if isinstance(value, Tensor):
-                    # What the first step began was zero before it.
-                    value.copy_(torch.where(bad, moments.get(key, torch.zeros_like(value)), value))
+            state = part.state[parameter]
+            for key, value in state.items():
+                # geoopt counts steps in Python, and reckons with a count on the device as well.
+                found = value if isinstance(value, Tensor) else _number(value, bad.device)
+                # What the first step began was zero before it.
+                state[key] = torch.where(bad, moments.get(key, torch.zeros_like(found)), found)
 
 
-def _copy(value: Any) -> Any:
+def _copy(value: Any) -> Tensor | float:
     return value.clone() if isinstance(value, Tensor) else value
+
+
+def _number(value: float, device: torch.device) -> Tensor:
+    """In float64, as Python's own; filled in on the device, since a copy to it would wait."""
+    return torch.full((), float(value), dtype=torch.float64, device=device)
 
 
 def _schedule(total: int, warmup: float) -> Callable[[int], float]:

@@ -47,7 +47,7 @@ def alignment(
         >>> topology = parse_topology("oblique(2,2)")
         >>> x = topology.project(torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]))
         >>> y = topology.project(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]))
-        >>> alignment(x, y, topology)  # squared chords of 2 and 0
+        >>> round(alignment(x, y, topology), 6)  # squared chords of 2 and 0
         1.0
     """
     x, y, rows = paired(image_points, text_points, topology, pairs)
