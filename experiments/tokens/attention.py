@@ -8,7 +8,6 @@ On pictures of the test families that each run left out.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -53,7 +52,7 @@ def main(command: Overlap) -> None:
     """Print a line a model."""
     for source in command.models:
         mean, most = overlap(source)
-        print(f"{Path(source).name:30} mean {mean:.3f}, most alike pair {most:.3f}")
+        print(f"{source}: mean {mean:.3f}, most alike pair {most:.3f}")
 
 
 if __name__ == "__main__":
