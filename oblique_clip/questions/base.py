@@ -14,7 +14,8 @@ from ..sweep.question import Arm, varied
 D, M = 512, 16
 HEADLINE_STEPS, STEPS = 3000, 1200
 HEADLINE_SEEDS = 5
-# A step of oblique-16 takes as long as so many of the sphere; see `experiments/topology`.
+# Of steps that the sphere has ahead of the oblique in `sphere-as-long`. Planned as the ratio of the times that a step
+# takes; it is more than that: see `experiments/topology`.
 COST = 2.3
 CLIP_SCALE = 1 / 0.07
 # Chosen by trials on the validation family (`experiments/trials`), the same trials for each.

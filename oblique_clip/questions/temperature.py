@@ -65,7 +65,7 @@ def findings(results: Results) -> Iterable[Finding]:
 
 
 def _shares(shares: list[tuple[str, float]]) -> str:
-    return ", ".join(f"{100 * share:.0f} % ({title})" for title, share in shares)
+    return ", ".join(f"{100 * share:.1f} % ({title})" for title, share in shares)
 
 
 QUESTION = Question(
