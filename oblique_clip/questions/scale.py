@@ -36,7 +36,8 @@ def findings(results: Results) -> Iterable[Finding]:
         for before, after in zip(results.compare(*small), results.compare(*large), strict=False):
             shared = sorted(before.seeds.keys() & after.seeds.keys())
             grown = t_interval([after.seeds[seed] - before.seeds[seed] for seed in shared])
-            said = f"from {before.over_seeds.mean:+.2f} to {after.over_seeds.mean:+.2f} points; over the seeds of both {points(grown)} more"
+            said = f"from {before.over_seeds.mean:+.2f} to {after.over_seeds.mean:+.2f} points; "
+            said += f"over the seeds of both {points(grown)} more"
             claim = f"exploratory: the advantage of the oblique grows with {axis}, on {before.measure.title}"
             yield Finding(claim, of_signs([grown.sign]), said)
 
