@@ -135,7 +135,7 @@ PAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "oblique_clip.explore.compare": ("linear_cka", "procrustes", "rank_correlation"),
         "oblique_clip.draw.softmax": ("draw_softmax",),
         "oblique_clip.draw.spheres": ("draw_circles", "draw_spheres", "spheres_figure"),
-        "oblique_clip.draw.places": ("draw_places", "places_figure", "sample"),
+        "oblique_clip.draw.places": ("draw_places", "places_figure"),
         "oblique_clip.draw.similarities": ("draw_similarities", "draw_similarity_curves"),
         "oblique_clip.draw.homology": ("draw_persistence",),
         "oblique_clip.draw.votes": ("draw_votes",),

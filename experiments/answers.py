@@ -33,8 +33,7 @@ def answer_of(results: Results, drawn: list[Path]) -> str:
     missing = unfinished(results)
     note = [f"**{missing} of {sum(arm.seeds for arm in question.arms)} runs are not finished.**"] if missing else []
     means, *_ = tables(results, SHOWN)
-    parts = [verdicts(results), means, differences(results, HEADLINES), costs(results)]
-    parts += [spaces(results)] if question.spaces else []
+    parts = [verdicts(results), means, differences(results, HEADLINES), costs(results), spaces(results)]
     shown = [f"**{part.title}**\n\n{part.markdown()}" for part in parts if part.rows]
     return "\n\n".join([*note, *shown, *(f"![{path.stem}]({path.name})" for path in drawn)]) + "\n"
 

@@ -31,10 +31,10 @@ from oblique_clip.draw import (
     places_figure,
     spheres_figure,
 )
-from oblique_clip.draw.places import sample
 from oblique_clip.draw.similarities import Pairs
 from oblique_clip.errors import UserError
 from oblique_clip.explore import Persistence, Traversal
+from oblique_clip.explore.points import sample_rows
 from oblique_clip.page.map import draw_map
 from oblique_clip.style import FORMS
 from oblique_clip.topology import Topology
@@ -138,9 +138,11 @@ def test_a_map_to_hover_on_has_the_same_places_by_kind() -> None:
 
 def test_a_sample_has_each_row_at_most_once_and_follows_its_seed() -> None:
     points = torch.zeros(50, 1, 2)
-    rows = sample(points, 20)
+    rows = sample_rows(len(points), 20, seed=0)
     assert len(rows) == 20 and (rows.diff() > 0).all() and rows[0] >= 0 and rows[-1] < 50
-    assert torch.equal(rows, sample(points, 20)) and not torch.equal(rows, sample(points, 20, seed=1))
+    assert torch.equal(rows, sample_rows(len(points), 20, seed=0)) and not torch.equal(
+        rows, sample_rows(len(points), 20, seed=1)
+    )
 
 
 # Similarities

@@ -17,9 +17,9 @@ from oblique_clip import load
 from oblique_clip.attention import token_attention, token_overlap
 from oblique_clip.checkpoint import data_of
 from oblique_clip.cli import run_script
-from oblique_clip.draw.places import sample
 from oblique_clip.errors import UserError
 from oblique_clip.evaluate.tasks import HeldOut
+from oblique_clip.explore.points import sample_rows
 
 PICTURES = 1000
 
@@ -39,7 +39,7 @@ def overlap(source: str) -> tuple[float, float]:
         UserError: for a model with one class token.
     """
     loaded, test = load(source), HeldOut(data_of(source)).splits.test
-    rows = sample(torch.zeros(len(test)), PICTURES)
+    rows = sample_rows(len(test), PICTURES, seed=0)
     maps = token_attention(loaded.model, loaded.preprocess.batch(test.images(rows.numpy())))
     tokens = maps.shape[1]
     if tokens < 2:

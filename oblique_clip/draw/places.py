@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ..errors import UserError
@@ -96,16 +95,3 @@ def places_figure(points: Points, topology: Topology, names: Sequence[str], kind
 def titled(found: Map) -> str:
     """How a map was made, in words."""
     return f"{found.method} of the {found.distance} distance"
-
-
-def sample(points: Tensor, count: int, seed: int = 0) -> Tensor:
-    """Rows (count,) drawn at random, in their order; all where there are no more.
-
-    Examples:
-        >>> import torch
-        >>> from oblique_clip.draw.places import sample
-        >>> sample(torch.zeros(3, 1, 2), 10).tolist()
-        [0, 1, 2]
-    """
-    drawn = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:count]
-    return drawn.sort().values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from statistics import fmean
 
 from ..sweep.question import Arm, Finding, Question, of_signs, varied
 from ..sweep.results import Results, found_of, points
@@ -32,7 +33,7 @@ def findings(results: Results) -> Iterable[Finding]:
         own = ALIKE.values(results, arm.name)
         if own.keys() & plain.keys():
             more = paired(own, plain)
-            said = f"CKA between spheres {mean_of(own):.2f}, of oblique-short {mean_of(plain):.2f}"
+            said = f"CKA between spheres {fmean(own.values()):.2f}, of oblique-short {fmean(plain.values()):.2f}"
             said += f": {points(more).replace(' points', '')} more"
             yield Finding(f"exploratory: {arm.name} makes spheres more alike", of_signs([more.sign]), said)
     for use in ("negative", "positive"):
@@ -41,10 +42,6 @@ def findings(results: Results) -> Iterable[Finding]:
             yield from found_of(
                 f"exploratory: on the {name}, avoiding twins is better than taking them as {use}s", found
             )
-
-
-def mean_of(values: dict[int, float]) -> float:
-    return sum(values.values()) / len(values)
 
 
 QUESTION = Question(

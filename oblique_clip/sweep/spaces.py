@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from .results import Results
 from .statistics import Interval, paired, t_interval
@@ -84,4 +85,4 @@ def _ends(found: Interval) -> str:
 
 
 def _mean(value: float | list[float]) -> float:
-    return sum(value) / len(value) if isinstance(value, list) else value
+    return fmean(value) if isinstance(value, list) else value
