@@ -16,7 +16,17 @@ from typing import Annotated
 import tyro
 
 from oblique_clip.cli import run_script
-from oblique_clip.sweep.answer import Table, costs, differences, spaces, tables, unfinished, verdicts, write_files
+from oblique_clip.sweep.answer import (
+    Table,
+    costs,
+    differences,
+    primary_measures,
+    spaces,
+    tables,
+    unfinished,
+    verdicts,
+    write_files,
+)
 from oblique_clip.sweep.question import open_question
 from oblique_clip.sweep.results import HEADLINES, MEASURES, Results, folder_of, is_done
 
@@ -33,7 +43,10 @@ def answer_of(results: Results, drawn: list[Path]) -> str:
     missing = unfinished(results)
     note = [f"**{missing} of {sum(arm.seeds for arm in question.arms)} runs are not finished.**"] if missing else []
     means, *_ = tables(results, SHOWN)
-    parts = [verdicts(results), means, differences(results, HEADLINES), costs(results), spaces(results)]
+    parts = [
+        verdicts(results), primary_measures(results), means, differences(results, HEADLINES), costs(results),
+        spaces(results),
+    ]  # fmt: skip
     shown = [f"**{part.title}**\n\n{part.markdown()}" for part in parts if part.rows]
     return "\n\n".join([*note, *shown, *(f"![{path.stem}]({path.name})" for path in drawn)]) + "\n"
 

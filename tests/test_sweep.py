@@ -21,7 +21,7 @@ from oblique_clip import UserError
 from oblique_clip.cli import main
 from oblique_clip.config import TrainConfig, to_json, write_json
 from oblique_clip.questions.noise import gauge
-from oblique_clip.sweep.answer import Table
+from oblique_clip.sweep.answer import Table, primary_measures
 from oblique_clip.sweep.question import Arm, Question, of_signs, of_tests, open_question, shipped_questions
 from oblique_clip.sweep.queue import Place, Progress, run_queue, what_it_said
 from oblique_clip.sweep.results import JUDGED, MEASURES, Results, folder_of
@@ -83,13 +83,16 @@ def test_the_gauge_reads_the_noise_that_it_was_fitted_on() -> None:
 
 @pytest.mark.parametrize("name", shipped_questions())
 def test_a_shipped_question_names_each_configuration_once(name: str) -> None:
-    """Arms that several questions share are equal, so that their runs are; no two arms are one configuration."""
+    """Arms that several questions share are equal, so that their runs are; no two arms are one configuration, but
+    where one is called the repetition of the other."""
     known: dict[str, TrainConfig] = {}
     for other in shipped_questions():
         for arm in open_question(other).arms:
             assert known.setdefault(arm.name, arm.config) == arm.config, arm.name
-    own = [json.dumps(to_json(arm.config)) for arm in open_question(name).arms]
-    assert len(set(own)) == len(own)
+    own = {arm.name: json.dumps(to_json(arm.config)) for arm in open_question(name).arms}
+    repeated = {arm: own.pop(arm) for arm in list(own) if arm.endswith("-repeated")}
+    assert len(set(own.values())) == len(own)
+    assert repeated == {arm: own[arm.removesuffix("-repeated")] for arm in repeated}
 
 
 def judged(folder: Path, top1: float, right: list[int]) -> None:
@@ -122,6 +125,12 @@ def test_differences_are_of_the_seeds_that_both_arms_have(two_arms: Results) -> 
     assert found.over_seeds.mean == pytest.approx(100 / 3)
     assert found.over_classes is not None and found.over_classes.mean == pytest.approx(100 / 3)
     assert found.sign == "ahead" and "is ahead of two" in found.sentence
+
+
+def test_the_primary_contrast_is_shown_by_what_both_arms_were_judged_by(two_arms: Results) -> None:
+    (row,) = primary_measures(two_arms).rows
+    assert row == (MEASURES[0].title, *("41.67 ± 105.89", "66.67 ± 41.40"), "+33.33 [+33.33, +33.33]", "+33.33, +33.33")
+    assert not primary_measures(Results(open_question("noise"), two_arms.out)).rows
 
 
 def test_a_difference_that_one_interval_doubts_is_undecided(two_arms: Results) -> None:

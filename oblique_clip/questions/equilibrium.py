@@ -21,8 +21,9 @@ from ..sweep.question import Finding, Question, of_tests
 from ..sweep.results import Results
 from ..sweep.statistics import Interval, t_interval
 from .base import HEADLINE, SHORT, SPHERE
-from .noise import GRID, LEVELS, TOPOLOGIES, suffix
+from .noise import GRIDS, LEVELS, SLOW, TOPOLOGIES, suffix
 from .temperature import ARMS, CONTROL
+from .topology import BY_SPHERES, OTHERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,6 +57,7 @@ def findings(results: Results) -> Iterable[Finding]:
                 f"the gap between pairs and strangers on the {topology} narrows with noise",
                 of_tests([falls]), f"as a share of the range's width: {said}",
             )  # fmt: skip
+    yield from _by_spheres(results)
     sphere, oblique = (gap(results, arm.name) for arm in HEADLINE)
     if sphere and oblique:
         apart = sphere.low > oblique.high or oblique.low > sphere.high
@@ -64,6 +66,19 @@ def findings(results: Results) -> Iterable[Finding]:
             f"as a share of the range's width, sphere {sphere.mean:.3f} [{sphere.low:.3f}, {sphere.high:.3f}], "
             f"oblique {oblique.mean:.3f} [{oblique.low:.3f}, {oblique.high:.3f}]",
         )  # fmt: skip
+
+
+def _by_spheres(results: Results) -> Iterable[Finding]:
+    found = {m: (gap(results, arm), gap(results, arm, logits=True)) for m, arm in BY_SPHERES.items()}
+    known = {m: (share, logits) for m, (share, logits) in found.items() if share and logits}
+    if len(known) == len(BY_SPHERES):
+        falls = all(a.mean > b.mean for (a, _), (b, _) in pairwise(known.values()))
+        shares = ", ".join(f"{share.mean:.3f} on {m}" for m, (share, _) in known.items())
+        nats = ", ".join(f"{logits.mean:.2f}" for _, logits in known.values())
+        claim = "exploratory: the gap narrows with the number of spheres"
+        yield Finding(
+            claim, of_tests([falls]), f"as a share of the range's width: {shares}; of logits, in nats: {nats}"
+        )
 
 
 def pictures(results: Results) -> Iterable[tuple[str, Figure]]:
@@ -120,7 +135,7 @@ def _over_noise(results: Results) -> Figure:
 QUESTION = Question(
     name="equilibrium",
     asks="Where do attraction and repulsion cancel, and how does that move with topology and noise?",
-    arms=(*HEADLINE, *SHORT, *GRID, *ARMS, CONTROL),
+    arms=(*HEADLINE, *SHORT, *OTHERS, *GRIDS[SLOW], *ARMS, CONTROL),
     findings=findings,
     pictures=pictures,
 )

@@ -6,6 +6,7 @@ short run, and would tell its start instead of the noise. Starts a factor of 10 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -19,6 +20,7 @@ from ..sweep.statistics import paired
 from .base import CLIP_SCALE, M, both
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
@@ -27,13 +29,14 @@ FITTED = (0.0, 0.2, 0.7)
 STARTS = {"low": 10**-0.5, "high": 10**0.5}
 STARTED = (0.0, 0.3)
 STARTS_WITHIN = GAUGED_WITHIN = 0.05
-RATES = {"": 5e-3, "-quick": 5e-2, "-fast": 0.5}
+SLOW, FAST = "", "-fast"
+RATES = {SLOW: 5e-3, "-quick": 5e-2, FAST: 0.5}
 """Learning rates of the scale, by what they add to the name of an arm."""
 TOPOLOGIES = ("sphere", "oblique")
 EMOJI = ("emoji-noto", "emoji-twemoji", "emoji-emojione", "emoji-streamline")
 NATURAL = "openclipart"
 # As many emoji pairs as openclipart has, so that the gauge is read at the size of data that it was fitted at.
-EMOJI_SHARE = 3324 / 6338
+AS_MANY = {"train_families": EMOJI, "train_share": 3324 / 6338}
 
 
 def suffix(level: float, more: str = "") -> str:
@@ -53,13 +56,18 @@ def started(level: float, name: str, rate: str) -> tuple[Arm, Arm]:
     return sphere[0], oblique[1]
 
 
-GRID = tuple(arm for level in LEVELS for arm in both(suffix(level), **noisy(level)))
+GRIDS = {
+    rate: tuple(arm for level in LEVELS for arm in both(suffix(level, rate), **noisy(level, rate)))
+    for rate in (SLOW, FAST)
+}
+"""All levels, at the least rate and at one at which starts were found to meet."""
 STARTING = tuple(arm for rate in RATES for level in STARTED for name in STARTS for arm in started(level, name, rate))
-SUBSET = tuple(
-    both(suffix(level, "-emoji"), 1, **noisy(level, data={"train_families": EMOJI, "train_share": EMOJI_SHARE}))[0]
+SUBSETS = tuple(
+    both(f"{suffix(level, '-emoji')}{rate}", 1, **noisy(level, rate, data=AS_MANY))[0]
+    for rate in GRIDS
     for level in LEVELS
 )
-CLIPART = both(NATURAL, **noisy(0.0, data={"train_families": (NATURAL,)}))[0]
+CLIPART = tuple(both(f"{NATURAL}{rate}", **noisy(0.0, rate, data={"train_families": (NATURAL,)}))[0] for rate in GRIDS)
 
 
 def scales(results: Results, arm: str) -> dict[int, float]:
@@ -76,12 +84,18 @@ def gauge(scale_at: Mapping[float, Sequence[float]]) -> np.poly1d:
 
 def findings(results: Results) -> Iterable[Finding]:
     for topology in TOPOLOGIES:
-        yield from _monotone(results, topology)
         for rate in RATES:
             yield from _independent_of_start(results, topology, rate)
-        yield from _predicts(results, topology)
-    yield from _loses_less(results)
-    yield from _natural(results)
+        for rate in GRIDS:
+            yield from _monotone(results, topology, rate)
+            yield from _predicts(results, topology, rate)
+    for rate in GRIDS:
+        yield from _loses_less(results, rate)
+        yield from _natural(results, rate)
+
+
+def _scale_of(topology: str, rate: str) -> str:
+    return f"the learned scale of the {topology}, at a rate of {RATES[rate]:g},"
 
 
 def by_level(results: Results, topology: str, more: str = "") -> dict[float, dict[int, float]]:
@@ -99,12 +113,12 @@ def _means(found: Mapping[float, Mapping[int, float]]) -> str:
     return ", ".join(f"{np.mean(list(own.values())):.2f} at {level:g}" for level, own in found.items())
 
 
-def _monotone(results: Results, topology: str) -> Iterable[Finding]:
-    found = by_level(results, topology)
+def _monotone(results: Results, topology: str, rate: str) -> Iterable[Finding]:
+    found = by_level(results, topology, rate)
     falls = [all(found[a][seed] > found[b][seed] for a, b in pairwise(LEVELS)) for seed in _shared(found)]
     if falls:
         said = f"at every step in {sum(falls)} of {len(falls)} seeds; means: {_means(found)}"
-        yield Finding(f"the learned scale of the {topology} falls monotonically with noise", of_tests(falls), said)
+        yield Finding(f"{_scale_of(topology, rate)} falls monotonically with noise", of_tests(falls), said)
 
 
 def _independent_of_start(results: Results, topology: str, rate: str) -> Iterable[Finding]:
@@ -115,12 +129,11 @@ def _independent_of_start(results: Results, topology: str, rate: str) -> Iterabl
     if ratios:
         verdict = of_tests([all(abs(ratio - 1) <= STARTS_WITHIN for ratio in ratios)])
         said = f"starts a factor of 10 apart end at ratios of {', '.join(f'{ratio:.3f}' for ratio in ratios)}"
-        claim = f"the learned scale of the {topology}, at a rate of {RATES[rate]:g}, does not depend on its start"
-        yield Finding(claim, verdict, said)
+        yield Finding(f"{_scale_of(topology, rate)} does not depend on its start", verdict, said)
 
 
-def _predicts(results: Results, topology: str) -> Iterable[Finding]:
-    found = by_level(results, topology)
+def _predicts(results: Results, topology: str, rate: str) -> Iterable[Finding]:
+    found = by_level(results, topology, rate)
     if len(_shared(found)) < 2:
         return
     read: dict[float, list[float]] = {level: [] for level in LEVELS if level not in FITTED}
@@ -131,77 +144,83 @@ def _predicts(results: Results, topology: str) -> Iterable[Finding]:
     errors = [abs(value - level) for level, values in read.items() for value in values]
     levels = ", ".join(f"{level:g}" for level in FITTED)
     said = "; ".join(f"{level:g} is read as {', '.join(f'{v:.2f}' for v in values)}" for level, values in read.items())
-    claim = f"the learned scale of the {topology} gauges noise to {GAUGED_WITHIN}"
+    claim = f"{_scale_of(topology, rate)} gauges noise to {GAUGED_WITHIN}"
     verdict = of_tests([max(errors) <= GAUGED_WITHIN])
     yield Finding(
         claim, verdict, f"fitted at {levels}, each seed left out in turn: at levels and seeds never fitted {said}"
     )
 
 
-def _loses_less(results: Results) -> Iterable[Finding]:
+def _loses_less(results: Results, rate: str) -> Iterable[Finding]:
     for measure in HEADLINES:
-        kept = {topology: _kept(results, topology, measure) for topology in TOPOLOGIES}
+        kept = {topology: _kept(results, topology, rate, measure) for topology in TOPOLOGIES}
         if kept["sphere"].keys() & kept["oblique"].keys():
             ahead = paired(kept["oblique"], kept["sphere"])
             means = {name: f"{np.mean(list(own.values())):.1f} %" for name, own in kept.items()}
             said = f"over noise of 0.1 to 0.7 the oblique keeps {means['oblique']} of its accuracy without noise"
             said += f", the sphere {means['sphere']}: {points(ahead)} over seeds"
-            claim = f"the oblique loses less accuracy as noise grows, on {measure.title}"
+            claim = f"the oblique loses less accuracy as noise grows, at a rate of {RATES[rate]:g}, on {measure.title}"
             yield Finding(claim, of_signs([ahead.sign]), said)
 
 
-def _kept(results: Results, topology: str, measure: Measure) -> dict[int, float]:
+def _kept(results: Results, topology: str, rate: str, measure: Measure) -> dict[int, float]:
     """Mean accuracy over the levels with noise, in percent of that without, by seed."""
-    clean, *noisy_runs = (results.values(f"{topology}-{suffix(level)}", measure) for level in LEVELS)
+    clean, *noisy_runs = (results.values(f"{topology}-{suffix(level, rate)}", measure) for level in LEVELS)
     seeds = [seed for seed in set(clean).intersection(*noisy_runs) if clean[seed]]
     return {seed: 100 * float(np.mean([own[seed] for own in noisy_runs])) / clean[seed] for seed in seeds}
 
 
-def _natural(results: Results) -> Iterable[Finding]:
-    found, clipart = by_level(results, "sphere", "-emoji"), list(scales(results, f"sphere-{NATURAL}").values())
+def _natural(results: Results, rate: str) -> Iterable[Finding]:
+    found = by_level(results, "sphere", f"-emoji{rate}")
+    clipart = list(scales(results, f"sphere-{NATURAL}{rate}").values())
     if len(found) == len(LEVELS) and clipart:
         fitted = gauge({level: list(own.values()) for level, own in found.items()})
         read = [float(fitted(math.log(scale))) for scale in clipart]
         said = f"with as many pairs of emoji the scale is {_means(found)} of noise; on {NATURAL} "
         said += ", ".join(f"{scale:.2f}" for scale in clipart)
         said += f", which reads as noise of {', '.join(f'{value:.2f}' for value in read)}"
-        claim = f"the gauge finds the captions of {NATURAL} noisier than those of emoji"
+        claim = f"the gauge, at a rate of {RATES[rate]:g}, finds the captions of {NATURAL} noisier than those of emoji"
         yield Finding(claim, of_tests(value > GAUGED_WITHIN for value in read), said)
 
 
 def pictures(results: Results) -> Iterable[tuple[str, Figure]]:
-    """The learned scale, and accuracy, against noise."""
+    """The learned scale, and accuracy, against noise; a row a rate of the scale."""
     from matplotlib.figure import Figure
 
-    figure = Figure((11, 3.6), layout="constrained")
-    panels = figure.subplots(1, 1 + len(HEADLINES))
-    for topology, width, style in (("sphere", 2, "o--"), ("oblique", 2 * M, "^-")):
-        found = {level: list(scales(results, f"{topology}-{suffix(level)}").values()) for level in LEVELS}
-        known = {level: own for level, own in found.items() if own}
-        for level, own in known.items():
-            panels[0].plot([level] * len(own), [width * value for value in own], style[0], color="black", markersize=3)
-        panels[0].plot(
-            list(known), [width * np.mean(own) for own in known.values()], style, color="black", label=topology
-        )
-        for axis, measure in zip(panels[1:], HEADLINES, strict=True):
-            means = {level: results.mean(f"{topology}-{suffix(level)}", measure) for level in LEVELS}
-            shown = {level: own for level, own in means.items() if own}
-            heights, halves = [own.mean for own in shown.values()], [own.half for own in shown.values()]
-            axis.errorbar(list(shown), heights, halves, fmt=style, color="black", capsize=2, label=topology)
-            axis.set(ylabel=f"{measure.title} (%)")
-    panels[0].set(ylabel="learned scale x width of range")
-    for axis in panels:
+    rates = [rate for rate, arms in GRIDS.items() if any(results.runs(arm.name) for arm in arms)]
+    figure = Figure((11, 3.5 * max(1, len(rates))), layout="constrained")
+    rows = figure.subplots(max(1, len(rates)), 1 + len(HEADLINES), squeeze=False)
+    for panels, rate in zip(rows, rates, strict=False):
+        for topology, width, style in (("sphere", 2, "o--"), ("oblique", 2 * M, "^-")):
+            _draw_scale(panels[0], by_level(results, topology, rate), width, style, topology)
+            for axis, measure in zip(panels[1:], HEADLINES, strict=True):
+                means = {level: results.mean(f"{topology}-{suffix(level, rate)}", measure) for level in LEVELS}
+                shown = {level: own for level, own in means.items() if own}
+                heights, halves = [own.mean for own in shown.values()], [own.half for own in shown.values()]
+                axis.errorbar(list(shown), heights, halves, fmt=style, color="black", capsize=2, label=topology)
+                axis.set(ylabel=f"{measure.title} (%)")
+        panels[0].set(ylabel="learned scale x width of range", title=f"rate of the scale {RATES[rate]:g}")
+        panels[0].legend()
+    for axis in rows.flat:
         axis.set(xlabel="share of shuffled captions")
         axis.grid(alpha=0.3)
-    panels[0].legend()
     yield "noise", figure
+
+
+def _draw_scale(axis: Axes, found: Mapping[float, Mapping[int, float]], width: float, style: str, label: str) -> None:
+    for level, own in found.items():
+        axis.plot([level] * len(own), [width * value for value in own.values()], style[0], color="black", markersize=3)
+    means = [width * np.mean(list(own.values())) for own in found.values()]
+    axis.plot(list(found), means, style, color="black", label=label)
 
 
 QUESTION = Question(
     name="noise",
     asks="Does the learned scale gauge the noise of captions, and does the oblique manifold bear noise better?",
-    arms=(*GRID, *STARTING, *SUBSET, CLIPART),
-    contrasts=tuple((f"oblique-{suffix(level)}", f"sphere-{suffix(level)}") for level in LEVELS),
+    arms=(*itertools.chain(*GRIDS.values()), *STARTING, *SUBSETS, *CLIPART),
+    contrasts=tuple(
+        (f"oblique-{suffix(level, rate)}", f"sphere-{suffix(level, rate)}") for rate in GRIDS for level in LEVELS
+    ),
     findings=findings,
     pictures=pictures,
 )

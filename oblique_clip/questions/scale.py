@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..sweep.question import Finding, Question, of_signs
 from ..sweep.results import HEADLINES, Results, points
 from ..sweep.statistics import t_interval
-from .base import HEADLINE, SHORT, both
+from .base import HEADLINE, LONGER, SHORT, both
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,21 +18,34 @@ DATA = tuple(
     arm for name, share in SHARES.items() for arm in both(f"data-{name.replace('/', '-')}", data={"train_share": share})
 )
 WIDTH = both("wide", arch={"vision_width": 192, "text_width": 192})
-AXES: dict[str, dict[float, str]] = {
-    "share of the pairs": {**{share: f"data-{name.replace('/', '-')}" for name, share in SHARES.items()}, 1.0: "short"},
-    "width of the towers": {128: "short", 192: "wide"},
-}
+Pair = tuple[str, str]
+"""The oblique and the sphere that it is compared with."""
 
 
-def pair(suffix: str) -> tuple[str, str]:
+def pair(suffix: str) -> Pair:
     return f"oblique-{suffix}", f"sphere-{suffix}"
+
+
+AXES: dict[str, dict[float, Pair]] = {
+    "share of the pairs": {
+        **{share: pair(f"data-{name.replace('/', '-')}") for name, share in SHARES.items()},
+        1.0: pair("short"),
+    },
+    "width of the towers": {128: pair("short"), 192: pair("wide")},
+    "steps": {arms[0].config.optim.steps or 0: (arms[1].name, arms[0].name) for arms in (SHORT, HEADLINE, LONGER)},
+}
+GROWTH = {
+    "data": (pair("data-1-8"), pair("short")),
+    "width": (pair("short"), pair("wide")),
+    "length": (pair("short"), ("oblique-16", "sphere")),
+    "length beyond 3,000 steps": (("oblique-16", "sphere"), pair("as-long")),
+}
+"""Small and large end of each axis."""
 
 
 def findings(results: Results) -> Iterable[Finding]:
     """Whether the advantage grows along each axis, from its small end to its large one, seed by seed."""
-    short, long_ = pair("short"), ("oblique-16", "sphere")
-    ends = {"data": (pair("data-1-8"), short), "width": (short, pair("wide")), "length": (short, long_)}
-    for axis, (small, large) in ends.items():
+    for axis, (small, large) in GROWTH.items():
         for before, after in zip(results.compare(*small), results.compare(*large), strict=False):
             shared = sorted(before.seeds.keys() & after.seeds.keys())
             grown = t_interval([after.seeds[seed] - before.seeds[seed] for seed in shared])
@@ -43,13 +56,13 @@ def findings(results: Results) -> Iterable[Finding]:
 
 
 def pictures(results: Results) -> Iterable[tuple[str, Figure]]:
-    """The difference against the share of the data."""
+    """The difference along each axis."""
     from matplotlib.figure import Figure
 
-    figure = Figure((9, 3.6), layout="constrained")
+    figure = Figure((12, 3.6), layout="constrained")
     for axis, (label, places) in zip(figure.subplots(1, len(AXES)), AXES.items(), strict=True):
         for measure, style in zip(HEADLINES, ("o-", "s--"), strict=True):
-            found = {x: results.ahead(*pair(suffix), measure) for x, suffix in places.items()}
+            found = {x: results.ahead(*arms, measure) for x, arms in places.items()}
             known = {x: one.over_seeds for x, one in found.items() if one}
             if known:
                 means, halves = [one.mean for one in known.values()], [one.half for one in known.values()]
@@ -57,7 +70,7 @@ def pictures(results: Results) -> Iterable[tuple[str, Figure]]:
                 axis.errorbar(list(known), means, halves, fmt=style, label=measure.title, **look)
         axis.axhline(0, color="#999999", linewidth=1)
         axis.set(xlabel=label, ylabel="oblique ahead of sphere (points)", xscale="log")
-        axis.set_xticks(list(places), [str(x) for x in places])
+        axis.set_xticks(list(places), [f"{x:g}" for x in places])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)
@@ -67,8 +80,8 @@ def pictures(results: Results) -> Iterable[tuple[str, Figure]]:
 QUESTION = Question(
     name="scale",
     asks="Does the advantage grow or fade with data, width and length of training?",
-    arms=(*SHORT, *DATA, *HEADLINE, *WIDTH),
-    contrasts=(*(pair(suffix) for places in AXES.values() for suffix in places.values()), ("oblique-16", "sphere")),
+    arms=(*SHORT, *DATA, *HEADLINE, *WIDTH, *LONGER),
+    contrasts=tuple(dict.fromkeys(arms for places in AXES.values() for arms in places.values())),
     findings=findings,
     pictures=pictures,
 )

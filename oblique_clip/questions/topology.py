@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..sweep.question import Arm, Finding, Question, varied
 from ..sweep.results import Results, found_of
-from .base import AS_LONG, EQUAL_TIME, HEADLINE, HEADLINE_STEPS, OBLIQUE, SHORT, SPHERE, STEPS, D, M, long
+from .base import EQUAL_TIME, HEADLINE, HEADLINE_STEPS, LONGER, OBLIQUE, SHORT, SPHERE, STEPS, D, M, long
 
 SPHERES = (2, 4, 8, 32)
 
@@ -31,11 +31,7 @@ OTHER_CLAIMS = (
     ("the oblique is better than a sphere of 2.3 times the steps", "oblique-16", "sphere-as-long"),
     ("the oblique is better than the sphere after 6,900 steps", "oblique-as-long", "sphere-as-long"),
 )
-LONGER = (
-    Arm("sphere-as-long", long(SPHERE, AS_LONG)),
-    Arm("oblique-as-long", long(OBLIQUE, AS_LONG)),
-    Arm("sphere-equal-time", long(SPHERE, EQUAL_TIME)),
-)
+IN_EQUAL_TIME = Arm("sphere-equal-time", long(SPHERE, EQUAL_TIME))
 # One class token or m, one norm or m: everything else is equal.
 RESHAPED = varied(OBLIQUE, model={"projection": "reshaped"})
 CONCATENATED = varied(OBLIQUE, model={"topology": f"sphere({D})", "tokens": M})
@@ -54,6 +50,9 @@ OTHERS = (
     Arm("lorentz", varied(SPHERE, model={"topology": f"lorentz({D})"})),
     *(Arm(f"oblique-{m}-short", varied(OBLIQUE, model={"topology": f"oblique({D // m},{m})"})) for m in SPHERES),
 )
+BY_SPHERES = {1: "sphere-short", 2: "oblique-2-short", 4: "oblique-4-short", 8: "oblique-8-short", M: "oblique-short",
+              32: "oblique-32-short"}  # fmt: skip
+"""Arms of 1,200 steps by their number of spheres."""
 
 
 def findings(results: Results) -> Iterable[Finding]:
@@ -73,7 +72,7 @@ def _axes(corners: Corners) -> Iterable[tuple[str, str, str]]:
 QUESTION = Question(
     name="topology",
     asks="Does a product of spheres serve better than one sphere at the same D, and which part of it: tokens or norms?",
-    arms=(*HEADLINE, *LONGER, *FACTORS_LONG, *FACTORS, *OTHERS),
+    arms=(*HEADLINE, *LONGER, IN_EQUAL_TIME, *FACTORS_LONG, *FACTORS, *OTHERS),
     contrasts=(
         ("oblique-16-repeated", "sphere-repeated"),
         ("sphere-repeated", "sphere"),

@@ -108,6 +108,21 @@ def differences(results: Results, measures: Sequence[Measure]) -> Table:
     return Table("How far the first is ahead of the second, in points, with 95 % intervals", headings, tuple(rows))
 
 
+def primary_measures(results: Results) -> Table:
+    """Every measure of the primary contrast: both means and the difference over seeds; no rows where there is none."""
+    first, second = results.question.primary or ("", "")
+    rows = [
+        (
+            measure.title, _mean(results, second, measure), _mean(results, first, measure), between(one.over_seeds),
+            ", ".join(f"{value:+.2f}" for value in one.seeds.values()),
+        )
+        for measure in (MEASURES if first else ())
+        if (one := results.ahead(first, second, measure))
+    ]  # fmt: skip
+    headings = ("measure, in %", second, first, "ahead, over seeds", "every seed")
+    return Table("Every measure of the primary contrast, with 95 % intervals", headings, tuple(rows))
+
+
 def costs(results: Results) -> Table:
     """What runs took, on each kind of device; beside each other they share a machine, so that times are rough."""
     rows = []
