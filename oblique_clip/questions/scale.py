@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..sweep.question import Finding, Question, of_signs
 from ..sweep.results import HEADLINES, Results, points
 from ..sweep.statistics import t_interval
-from .base import HEADLINE, LONGER, SHORT, both
+from .base import HEADLINE, HEADLINE_STEPS, LONGER, SHORT, both
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +18,9 @@ DATA = tuple(
     arm for name, share in SHARES.items() for arm in both(f"data-{name.replace('/', '-')}", data={"train_share": share})
 )
 WIDTH = both("wide", arch={"vision_width": 192, "text_width": 192})
+# Written by experiments/scale/larger.py beside the other shards.
+LARGER_PAIRS = "SHARDS/larger/larger-{000..010}.tar"
+LARGER = both("larger", data={"data": LARGER_PAIRS}, optim={"steps": HEADLINE_STEPS})
 Pair = tuple[str, str]
 """The oblique and the sphere that it is compared with."""
 
@@ -37,6 +40,7 @@ AXES: dict[str, dict[float, Pair]] = {
 GROWTH = {
     "data": (pair("data-1-8"), pair("short")),
     "width": (pair("short"), pair("wide")),
+    "data, from the shipped pairs to 41,457 of the larger set": (("oblique-16", "sphere"), pair("larger")),
     "length": (pair("short"), ("oblique-16", "sphere")),
     "length beyond 3,000 steps": (("oblique-16", "sphere"), pair("as-long")),
 }
@@ -80,8 +84,8 @@ def pictures(results: Results) -> Iterable[tuple[str, Figure]]:
 QUESTION = Question(
     name="scale",
     asks="Does the advantage grow or fade with data, width and length of training?",
-    arms=(*SHORT, *DATA, *HEADLINE, *WIDTH, *LONGER),
-    contrasts=tuple(dict.fromkeys(arms for places in AXES.values() for arms in places.values())),
+    arms=(*SHORT, *DATA, *HEADLINE, *WIDTH, *LONGER, *LARGER),
+    contrasts=tuple(dict.fromkeys((*(arms for places in AXES.values() for arms in places.values()), pair("larger")))),
     findings=findings,
     pictures=pictures,
 )
