@@ -31,8 +31,11 @@ def test_nothing_that_is_judged_is_trained_on(tmp_path: Path) -> None:
         "openmoji": [record("openmoji", "emoji-openmoji", "a kept name", "a kept name")],
         "fluent-3d": [record("fluent-3d", "emoji-fluent", "a kept name", "a kept name")],
         "gcompris": [record("gcompris", "art4apps", "cow", "cow")],
-        "icons-mdi": [record("icons-mdi", "icons-mdi", "icon", held.upper()), record("icons-mdi", "icons-mdi", "b", "b")],
-    }  # fmt: skip
+        "icons-mdi": [
+            record("icons-mdi", "icons-mdi", "icon", held.upper()),
+            record("icons-mdi", "icons-mdi", "b", "b"),
+        ],
+    }
     for source, texts in samples.items():
         with ShardWriter(tmp_path, source, 4000) as writer:
             for text in texts:
