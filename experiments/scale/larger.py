@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,25 +43,21 @@ class Larger:
     """Of the order of the pairs."""
 
 
-@dataclass
 class Filter:
     """Why a record may not be trained on; None where it may."""
 
-    data: DataConfig
-    families: set[str] = field(init=False)
-    names: set[int] = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, data: DataConfig) -> None:
         built = {SOURCES[source].family for source in BUILT}
-        self.families = {*self.data.test_families, *self.data.val_families, *built}
-        held = split_emoji(self.data).concepts.records
+        self.families = {*data.test_families, *data.val_families, *built}
+        self.splits = data.held_out_concepts
+        held = split_emoji(data).concepts.records
         self.names = {caption_group(text) for record in held for text in (record.concept, record.caption)}
 
     def __call__(self, record: dict[str, Any]) -> str | None:
         if record["family"] in self.families:
             return "held-out family"
         said = {caption_group(record["caption"]), caption_group(record["concept"])}
-        if record["split"] in self.data.held_out_concepts or said & self.names:
+        if record["split"] in self.splits or said & self.names:
             return "held-out concept"
         return "skin tone" if record["skin"] else None
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from oblique_clip.bench.measure import Rival, race
+from oblique_clip.bench.step import ENDLESS
 from oblique_clip.cli import run_script
 from oblique_clip.config import write_json
 from oblique_clip.data.sources import open_training_data
@@ -53,7 +54,7 @@ def steps_of(name: str, device: torch.device) -> Callable[[], Tensor]:
     config = ARMS[name]
     torch.manual_seed(0)
     model = create_model(config.model).to(device).train()
-    optimizer, preprocess = Optimizer(model, config.optim, total_steps=10**9), preprocess_of(model)
+    optimizer, preprocess = Optimizer(model, config.optim, ENDLESS), preprocess_of(model)
     tokenizer, side = tokenizer_of(config.model), config.model.arch.image_size
     source = open_training_data(config.data, tokenizer, config.optim.batch_size, side, seed=0)
     batches = list(itertools.islice(source.batches(), STEPS))

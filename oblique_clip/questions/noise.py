@@ -6,10 +6,9 @@ short run, and would tell its start instead of the noise. Starts a factor of 10 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -217,7 +216,7 @@ def _draw_scale(axis: Axes, found: Mapping[float, Mapping[int, float]], width: f
 QUESTION = Question(
     name="noise",
     asks="Does the learned scale gauge the noise of captions, and does the oblique manifold bear noise better?",
-    arms=(*itertools.chain(*GRIDS.values()), *STARTING, *SUBSETS, *CLIPART),
+    arms=(*chain(*GRIDS.values()), *STARTING, *SUBSETS, *CLIPART),
     contrasts=tuple(
         (f"oblique-{suffix(level, rate)}", f"sphere-{suffix(level, rate)}") for rate in GRIDS for level in LEVELS
     ),

@@ -50,8 +50,8 @@ OTHERS = (
     Arm("lorentz", varied(SPHERE, model={"topology": f"lorentz({D})"})),
     *(Arm(f"oblique-{m}-short", varied(OBLIQUE, model={"topology": f"oblique({D // m},{m})"})) for m in SPHERES),
 )
-BY_SPHERES = {1: "sphere-short", 2: "oblique-2-short", 4: "oblique-4-short", 8: "oblique-8-short", M: "oblique-short",
-              32: "oblique-32-short"}  # fmt: skip
+_NAMES = {1: "sphere-short", M: "oblique-short", **{m: f"oblique-{m}-short" for m in SPHERES}}
+BY_SPHERES = dict(sorted(_NAMES.items()))
 """Arms of 1,200 steps by their number of spheres."""
 
 

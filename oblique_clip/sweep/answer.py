@@ -101,11 +101,15 @@ def differences(results: Results, measures: Sequence[Measure]) -> Table:
     rows = [
         (
             one.first, one.second, one.measure.title, between(one.over_seeds), between(one.over_classes), one.sign,
-            ", ".join(f"{value:+.2f}" for value in one.seeds.values()),
+            _every_seed(one),
         )
         for one in contrasts(results, measures)
     ]  # fmt: skip
     return Table("How far the first is ahead of the second, in points, with 95 % intervals", headings, tuple(rows))
+
+
+def _every_seed(one: Difference) -> str:
+    return ", ".join(f"{value:+.2f}" for value in one.seeds.values())
 
 
 def primary_measures(results: Results) -> Table:
@@ -114,7 +118,7 @@ def primary_measures(results: Results) -> Table:
     rows = [
         (
             measure.title, _mean(results, second, measure), _mean(results, first, measure), between(one.over_seeds),
-            ", ".join(f"{value:+.2f}" for value in one.seeds.values()),
+            _every_seed(one),
         )
         for measure in (MEASURES if first else ())
         if (one := results.ahead(first, second, measure))
