@@ -84,15 +84,15 @@ def test_the_gauge_reads_the_noise_that_it_was_fitted_on() -> None:
 @pytest.mark.parametrize("name", shipped_questions())
 def test_a_shipped_question_names_each_configuration_once(name: str) -> None:
     """Arms that several questions share are equal, so that their runs are; no two arms are one configuration, but
-    where one is called the repetition of the other."""
+    where one is called the other on a CPU."""
     known: dict[str, TrainConfig] = {}
     for other in shipped_questions():
         for arm in open_question(other).arms:
             assert known.setdefault(arm.name, arm.config) == arm.config, arm.name
     own = {arm.name: json.dumps(to_json(arm.config)) for arm in open_question(name).arms}
-    repeated = {arm: own.pop(arm) for arm in list(own) if arm.endswith("-repeated")}
+    on_cpu = {arm: own.pop(arm) for arm in list(own) if arm.endswith("-cpu")}
     assert len(set(own.values())) == len(own)
-    assert repeated == {arm: own[arm.removesuffix("-repeated")] for arm in repeated}
+    assert on_cpu == {arm: own[arm.removesuffix("-cpu")] for arm in on_cpu}
 
 
 def judged(folder: Path, top1: float, right: list[int]) -> None:

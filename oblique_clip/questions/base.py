@@ -44,7 +44,10 @@ def both(suffix: str, seeds: int = 3, **changes: Any) -> tuple[Arm, Arm]:
 
 HEADLINE = (Arm("sphere", long(SPHERE), HEADLINE_SEEDS), Arm("oblique-16", long(OBLIQUE), HEADLINE_SEEDS))
 """The arms of the primary contrast: 3,000 steps."""
-LONGER = (Arm("sphere-as-long", long(SPHERE, AS_LONG)), Arm("oblique-as-long", long(OBLIQUE, AS_LONG)))
+LONGER = (
+    Arm("sphere-as-long", long(SPHERE, AS_LONG), HEADLINE_SEEDS),
+    Arm("oblique-as-long", long(OBLIQUE, AS_LONG), HEADLINE_SEEDS),
+)
 """The same with 6,900 steps."""
 SHORT = (Arm("sphere-short", SPHERE), Arm("oblique-short", OBLIQUE))
 """What exploratory arms are compared with: 1,200 steps."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from ..sweep.question import Finding, Question, of_signs
@@ -17,7 +18,9 @@ SHARES = {"1/8": 0.125, "1/4": 0.25, "1/2": 0.5}
 DATA = tuple(
     arm for name, share in SHARES.items() for arm in both(f"data-{name.replace('/', '-')}", data={"train_share": share})
 )
-WIDTH = both("wide", arch={"vision_width": 192, "text_width": 192})
+_WIDE = {"vision_width": 192, "text_width": 192}
+WIDTH = both("wide", arch=_WIDE)
+WIDTH_LONG = both("wide-long", arch=_WIDE, optim={"steps": HEADLINE_STEPS})
 # Written by experiments/scale/larger.py beside the other shards.
 LARGER_PAIRS = "SHARDS/larger/larger-{000..010}.tar"
 LARGER = both("larger", data={"data": LARGER_PAIRS}, optim={"steps": HEADLINE_STEPS})
@@ -40,6 +43,7 @@ AXES: dict[str, dict[float, Pair]] = {
 GROWTH = {
     "data": (pair("data-1-8"), pair("short")),
     "width": (pair("short"), pair("wide")),
+    "width, after 3,000 steps": (("oblique-16", "sphere"), pair("wide-long")),
     "data, from the shipped pairs to 41,457 of the larger set": (("oblique-16", "sphere"), pair("larger")),
     "length": (pair("short"), ("oblique-16", "sphere")),
     "length beyond 3,000 steps": (("oblique-16", "sphere"), pair("as-long")),
@@ -84,8 +88,8 @@ def pictures(results: Results) -> Iterable[tuple[str, Figure]]:
 QUESTION = Question(
     name="scale",
     asks="Does the advantage grow or fade with data, width and length of training?",
-    arms=(*SHORT, *DATA, *HEADLINE, *WIDTH, *LONGER, *LARGER),
-    contrasts=tuple(dict.fromkeys((*(arms for places in AXES.values() for arms in places.values()), pair("larger")))),
+    arms=(*SHORT, *DATA, *HEADLINE, *WIDTH, *WIDTH_LONG, *LONGER, *LARGER),
+    contrasts=tuple(dict.fromkeys(chain(*(places.values() for places in AXES.values()), *GROWTH.values()))),
     findings=findings,
     pictures=pictures,
 )
