@@ -12,6 +12,8 @@ from ..config import Architecture, OptimConfig, TrainConfig, model_config
 from ..sweep.question import Arm, varied
 
 D, M = 512, 16
+ON_CPU = "-cpu"
+"""Ends the names of arms that ran on a CPU beside those of their name, whose runs are an H100's."""
 HEADLINE_STEPS, STEPS = 3000, 1200
 HEADLINE_SEEDS = 5
 # Steps of the arms of more than headline length, in headline lengths. The first was planned as the ratio of the times

@@ -2,6 +2,7 @@
 
 The scale has a learning rate of its own here: at that of the towers it moves by less than its start is off within a
 short run, and would tell its start instead of the noise. Starts a factor of 10 apart are tried at each of three rates.
+What ran at the highest rate on a CPU as well is `FAST_ON_CPU`, beside the same arms of an H100.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from ..sweep.question import Arm, Finding, Question, of_signs, of_tests
 from ..sweep.results import HEADLINES, Measure, Results, points
 from ..sweep.statistics import paired
-from .base import CLIP_SCALE, M, both
+from .base import CLIP_SCALE, ON_CPU, M, both
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +32,9 @@ STARTS_WITHIN = GAUGED_WITHIN = 0.05
 SLOW, FAST = "", "-fast"
 RATES = {SLOW: 5e-3, "-quick": 5e-2, FAST: 0.5}
 """Learning rates of the scale, by what they add to the name of an arm."""
+FAST_ON_CPU = f"{FAST}{ON_CPU}"
+SEEDS_OF_STARTS = {SLOW: 1, "-quick": 1, FAST: 3, FAST_ON_CPU: 1}
+"""Of each of the endings."""
 TOPOLOGIES = ("sphere", "oblique")
 EMOJI = ("emoji-noto", "emoji-twemoji", "emoji-emojione", "emoji-streamline")
 NATURAL = "openclipart"
@@ -44,14 +48,15 @@ def suffix(level: float, more: str = "") -> str:
 
 def noisy(level: float, rate: str = "", **more: Any) -> dict[str, Any]:
     data = {"caption_noise": level, **more.pop("data", {})}
-    return {"data": data, "optim": {"scale_lr": RATES[rate]}} | more
+    return {"data": data, "optim": {"scale_lr": RATES[rate.removesuffix(ON_CPU)]}} | more
 
 
 def started(level: float, name: str, rate: str) -> tuple[Arm, Arm]:
     """Both topologies, with starts that are a factor of 10 apart between `low` and `high`."""
     starts = ({"init_scale": CLIP_SCALE / width * STARTS[name]} for width in (1, M))
     more = f"-{name}{rate}"
-    sphere, oblique = (both(suffix(level, more), 1, **noisy(level, rate, temperature=start)) for start in starts)
+    seeds = SEEDS_OF_STARTS[rate]
+    sphere, oblique = (both(suffix(level, more), seeds, **noisy(level, rate, temperature=start)) for start in starts)
     return sphere[0], oblique[1]
 
 
@@ -60,11 +65,17 @@ GRIDS = {
     for rate in (SLOW, FAST)
 }
 """All levels, at the least rate and at one at which starts were found to meet."""
-STARTING = tuple(arm for rate in RATES for level in STARTED for name in STARTS for arm in started(level, name, rate))
+STARTING = tuple(
+    arm for rate in SEEDS_OF_STARTS for level in STARTED for name in STARTS for arm in started(level, name, rate)
+)
 SUBSETS = tuple(
     both(f"{suffix(level, '-emoji')}{rate}", 1, **noisy(level, rate, data=AS_MANY))[0]
     for rate in GRIDS
     for level in LEVELS
+)
+GRID_ON_CPU = (
+    *(both(suffix(level, FAST_ON_CPU), **noisy(level, FAST))[0] for level in LEVELS),
+    both(suffix(0.0, FAST_ON_CPU), 1, **noisy(0.0, FAST))[1],
 )
 CLIPART = tuple(both(f"{NATURAL}{rate}", **noisy(0.0, rate, data={"train_families": (NATURAL,)}))[0] for rate in GRIDS)
 
@@ -83,9 +94,9 @@ def gauge(scale_at: Mapping[float, Sequence[float]]) -> np.poly1d:
 
 def findings(results: Results) -> Iterable[Finding]:
     for topology in TOPOLOGIES:
-        for rate in RATES:
+        for rate in SEEDS_OF_STARTS:
             yield from _independent_of_start(results, topology, rate)
-        for rate in GRIDS:
+        for rate in (*GRIDS, FAST_ON_CPU):
             yield from _monotone(results, topology, rate)
             yield from _predicts(results, topology, rate)
     for rate in GRIDS:
@@ -94,7 +105,8 @@ def findings(results: Results) -> Iterable[Finding]:
 
 
 def _scale_of(topology: str, rate: str) -> str:
-    return f"the learned scale of the {topology}, at a rate of {RATES[rate]:g},"
+    where = " on a CPU" if rate.endswith(ON_CPU) else ""
+    return f"the learned scale of the {topology}, at a rate of {RATES[rate.removesuffix(ON_CPU)]:g}{where},"
 
 
 def by_level(results: Results, topology: str, more: str = "") -> dict[float, dict[int, float]]:
@@ -216,10 +228,11 @@ def _draw_scale(axis: Axes, found: Mapping[float, Mapping[int, float]], width: f
 QUESTION = Question(
     name="noise",
     asks="Does the learned scale gauge the noise of captions, and does the oblique manifold bear noise better?",
-    arms=(*chain(*GRIDS.values()), *STARTING, *SUBSETS, *CLIPART),
+    arms=(*chain(*GRIDS.values()), *GRID_ON_CPU, *STARTING, *SUBSETS, *CLIPART),
     contrasts=tuple(
         (f"oblique-{suffix(level, rate)}", f"sphere-{suffix(level, rate)}") for rate in GRIDS for level in LEVELS
-    ),
+    )
+    + tuple((arm.name, arm.name.removesuffix(ON_CPU)) for arm in GRID_ON_CPU),
     findings=findings,
     pictures=pictures,
 )

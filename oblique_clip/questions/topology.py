@@ -16,6 +16,7 @@ from .base import (
     HEADLINE_STEPS,
     LONGER,
     OBLIQUE,
+    ON_CPU,
     SHORT,
     SPHERE,
     STEPS,
@@ -39,8 +40,6 @@ class Corners(NamedTuple):
 
 SHORT_CORNERS = Corners(f"{STEPS:,} steps", "sphere-short", "reshaped", "concatenated", "oblique-short")
 LONG_CORNERS = Corners(f"{HEADLINE_STEPS:,} steps", "sphere", "reshaped-long", "concatenated-long", "oblique-16")
-ON_CPU = "-cpu"
-"""Ends the names of arms that were run on a CPU beside those of their name, whose runs are an H100's."""
 CPU_CORNERS = Corners(f"{LONG_CORNERS.after} on a CPU", *(f"{arm}{ON_CPU}" for arm in LONG_CORNERS[1:]))
 OTHER_CLAIMS = (
     ("idle tokens help", "sphere-idle", "sphere-short"),
