@@ -86,7 +86,9 @@ CLIPART = tuple(both(f"{NATURAL}{rate}", **noisy(0.0, rate, data={"train_familie
 
 
 def scales(results: Results, arm: str) -> dict[int, float]:
-    """The learned scale at the end of each run, by seed."""
+    """The learned scale at the end of each run, by seed; none of an arm that was not planned."""
+    if arm not in {one.name for one in results.question.arms}:
+        return {}
     return {seed: run.result["scale"] for seed, run in results.runs(arm).items()}
 
 
