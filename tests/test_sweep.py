@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from oblique_clip.cli import main
 from oblique_clip.config import TrainConfig, to_json, write_json
 from oblique_clip.questions.noise import gauge
 from oblique_clip.sweep.answer import Table, primary_measures
+from oblique_clip.sweep.pictures import draw_curves
 from oblique_clip.sweep.question import Arm, Question, of_signs, of_tests, open_question, shipped_questions
 from oblique_clip.sweep.queue import Place, Progress, run_queue, what_it_said
 from oblique_clip.sweep.results import JUDGED, MEASURES, Results, folder_of
@@ -92,7 +94,8 @@ def test_a_shipped_question_names_each_configuration_once(name: str) -> None:
     own = {arm.name: json.dumps(to_json(arm.config)) for arm in open_question(name).arms}
     on_cpu = {arm: own.pop(arm) for arm in list(own) if arm.endswith("-cpu")}
     assert len(set(own.values())) == len(own)
-    assert on_cpu == {arm: own[arm.removesuffix("-cpu")] for arm in on_cpu}
+    assert len(set(on_cpu.values())) == len(on_cpu)
+    assert on_cpu == {arm: own.get(arm.removesuffix("-cpu"), alone) for arm, alone in on_cpu.items()}
 
 
 def judged(folder: Path, top1: float, right: list[int]) -> None:
@@ -116,6 +119,14 @@ def two_arms(tmp_path: Path) -> Results:
             judged(folder_of(tmp_path, "two", seed), 3 / 6 - seed / 6, [1, 1, 1 - seed])
     arms = (Arm("one", TrainConfig()), Arm("two", TrainConfig(seed=1)))
     return Results(Question("toy", "Is one better?", arms, (("one", "two"),), ("one", "two")), tmp_path)
+
+
+def test_curves_are_drawn_of_the_arms_that_a_question_names(two_arms: Results) -> None:
+    """Of all where it names none."""
+    for named, shown in (((), ["one", "two"]), (("two",), ["two"])):
+        results = Results(replace(two_arms.question, curves=named), two_arms.out)
+        lines = draw_curves(results).axes[0].lines
+        assert [line.get_label() for line in lines] == shown
 
 
 def test_differences_are_of_the_seeds_that_both_arms_have(two_arms: Results) -> None:

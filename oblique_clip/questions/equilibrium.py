@@ -136,6 +136,7 @@ QUESTION = Question(
     name="equilibrium",
     asks="Where do attraction and repulsion cancel, and how does that move with topology and noise?",
     arms=(*HEADLINE, *SHORT, *OTHERS, *GRIDS[SLOW], *ARMS, CONTROL),
+    curves=tuple(arm.name for arm in (*HEADLINE, *GRIDS[SLOW])),
     findings=findings,
     pictures=pictures,
 )

@@ -38,6 +38,7 @@ SEEDS_OF_STARTS = {SLOW: 1, "-quick": 1, FAST_ON_CPU: 3}
 TOPOLOGIES = ("sphere", "oblique")
 EMOJI = ("emoji-noto", "emoji-twemoji", "emoji-emojione", "emoji-streamline")
 NATURAL = "openclipart"
+UNREADABLE = ", and nothing can be read off a scale that does not fall with noise"
 # As many emoji pairs as openclipart has, so that the gauge is read at the size of data that it was fitted at.
 AS_MANY = {"train_families": EMOJI, "train_share": 3324 / 6338}
 
@@ -192,13 +193,21 @@ def _natural(results: Results, rate: str) -> Iterable[Finding]:
     found = by_level(results, "sphere", f"-emoji{rate}")
     clipart = list(scales(results, f"sphere-{NATURAL}{rate}").values())
     if len(found) == len(LEVELS) and clipart:
-        fitted = gauge({level: list(own.values()) for level, own in found.items()})
-        read = [float(fitted(math.log(scale))) for scale in clipart]
         said = f"with as many pairs of emoji the scale is {_means(found)} of noise; on {NATURAL} "
         said += ", ".join(f"{scale:.2f}" for scale in clipart)
-        said += f", which reads as noise of {', '.join(f'{value:.2f}' for value in read)}"
+        read = _read(found, clipart)
+        said += f", which reads as noise of {', '.join(f'{value:.2f}' for value in read)}" if read else UNREADABLE
         claim = f"the gauge, at a rate of {RATES[rate]:g}, finds the captions of {NATURAL} noisier than those of emoji"
-        yield Finding(claim, of_tests(value > GAUGED_WITHIN for value in read), said)
+        yield Finding(claim, of_tests([value > GAUGED_WITHIN for value in read] or [False]), said)
+
+
+def _read(found: Mapping[float, Mapping[int, float]], clipart: Iterable[float]) -> list[float]:
+    """Noise by the gauge of all levels; nothing where the scale does not fall from each level to the next."""
+    scale_at = {level: list(own.values()) for level, own in found.items()}
+    if any(np.mean(scale_at[a]) <= np.mean(scale_at[b]) for a, b in pairwise(scale_at)):
+        return []
+    fitted = gauge(scale_at)
+    return [float(fitted(math.log(scale))) for scale in clipart]
 
 
 def pictures(results: Results) -> Iterable[tuple[str, Figure]]:
@@ -240,6 +249,7 @@ QUESTION = Question(
         (f"oblique-{suffix(level, rate)}", f"sphere-{suffix(level, rate)}") for rate in GRIDS for level in LEVELS
     )
     + tuple((arm.name, arm.name.removesuffix(ON_CPU)) for arm in GRID_ON_CPU),
+    curves=tuple(arm.name for arm in GRIDS[FAST]),
     findings=findings,
     pictures=pictures,
 )

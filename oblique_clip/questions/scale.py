@@ -38,6 +38,8 @@ AXES: dict[str, dict[float, Pair]] = {
         1.0: pair("short"),
     },
     "width of the towers": {128: pair("short"), 192: pair("wide")},
+    "width, after 3,000 steps": {128: ("oblique-16", "sphere"), 192: pair("wide-long")},
+    "pairs, after 3,000 steps": {9662: ("oblique-16", "sphere"), 41457: pair("larger")},
     "steps": {arms[0].config.optim.steps or 0: (arms[1].name, arms[0].name) for arms in (SHORT, HEADLINE, LONGER)},
 }
 GROWTH = {
@@ -67,7 +69,7 @@ def pictures(results: Results) -> Iterable[tuple[str, Figure]]:
     """The difference along each axis."""
     from matplotlib.figure import Figure
 
-    figure = Figure((12, 3.6), layout="constrained")
+    figure = Figure((16, 3.6), layout="constrained")
     for axis, (label, places) in zip(figure.subplots(1, len(AXES)), AXES.items(), strict=True):
         for measure, style in zip(HEADLINES, ("o-", "s--"), strict=True):
             found = {x: results.ahead(*arms, measure) for x, arms in places.items()}
@@ -89,7 +91,8 @@ QUESTION = Question(
     name="scale",
     asks="Does the advantage grow or fade with data, width and length of training?",
     arms=(*SHORT, *DATA, *HEADLINE, *WIDTH, *WIDTH_LONG, *LONGER, *LARGER),
-    contrasts=tuple(dict.fromkeys(chain(*(places.values() for places in AXES.values()), *GROWTH.values()))),
+    contrasts=tuple(dict.fromkeys(chain(*(places.values() for places in AXES.values())))),
+    curves=tuple(arm.name for arm in (*HEADLINE, *WIDTH_LONG, *LONGER, *LARGER)),
     findings=findings,
     pictures=pictures,
 )

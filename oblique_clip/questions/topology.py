@@ -138,6 +138,7 @@ QUESTION = Question(
         ("oblique-short", "oblique-shared-short"),
     ),
     primary=("oblique-16", "sphere"),
+    curves=tuple(arm.name for arm in (*HEADLINE, *LONGER, *FACTORS_LONG)),
     spaces=("sphere", "oblique-16"),
     findings=findings,
 )

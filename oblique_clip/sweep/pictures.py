@@ -44,13 +44,15 @@ def draw_forest(results: Results) -> Figure:
 
 
 def draw_curves(results: Results) -> Figure:
-    """Loss, validation accuracy, scale and gap over steps: a line an arm, the mean of its seeds."""
+    """Loss, validation accuracy, scale and gap over steps: a line an arm of the question's `curves`, the mean of its
+    seeds."""
     from matplotlib.figure import Figure
 
+    drawn = [arm.name for arm in results.begun if arm.name in results.question.curves or not results.question.curves]
     figure = Figure((10, 6.5), layout="constrained")
     for axis, (key, label, factor) in zip(figure.subplots(2, 2).flat, CURVES, strict=True):
-        for place, arm in enumerate(results.begun):
-            draw_mean_curve(axis, results, arm.name, key, factor, place)
+        for place, arm in enumerate(drawn):
+            draw_mean_curve(axis, results, arm, key, factor, place)
         axis.set(xlabel="step", ylabel=label)
         axis.grid(alpha=0.3)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)

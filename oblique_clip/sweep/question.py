@@ -120,6 +120,8 @@ class Question:
     findings: Callable[[Results], Iterable[Finding]] = nothing
     pictures: Callable[[Results], Iterable[tuple[str, Figure]]] = nothing
     """Names and figures, drawn from finished runs."""
+    curves: tuple[str, ...] = ()
+    """Arms whose curves over training are drawn; all of them where none is named."""
     spaces: tuple[str, ...] = ()
     """Arms whose embedding spaces are set side by side."""
     source: str = ""
