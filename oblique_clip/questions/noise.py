@@ -2,8 +2,8 @@
 
 The scale has a learning rate of its own here: at that of the towers it moves by less than its start is off within a
 short run, and would tell its start instead of the noise. Starts a factor of 10 apart are tried at each of three rates.
-What ran at the highest rate on a CPU as well is `FAST_ON_CPU`, beside the same arms of an H100. At that rate the oblique
-comes to the greatest scale that it is allowed, where captions have no noise, so its starts are tried without one too.
+What ran at the highest rate on a CPU as well is `FAST_ON_CPU`, beside the same arms of an H100. At that rate the
+oblique comes to the greatest scale that it may have where captions have no noise, so its starts are tried without one.
 """
 
 from __future__ import annotations
