@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from oblique_clip import UserError
 from oblique_clip.cli import main
 from oblique_clip.config import TrainConfig, to_json, write_json
-from oblique_clip.questions.noise import gauge
+from oblique_clip.questions.noise import gauge, readings
 from oblique_clip.sweep.answer import Table, primary_measures
 from oblique_clip.sweep.pictures import draw_curves
 from oblique_clip.sweep.question import Arm, Question, of_signs, of_tests, open_question, shipped_questions
@@ -81,6 +81,12 @@ def test_the_gauge_reads_the_noise_that_it_was_fitted_on() -> None:
     scale_of = {level: [10 * np.exp(-2 * level)] for level in (0.0, 0.2, 0.7)}
     read = gauge(scale_of)
     assert [float(read(np.log(10 * np.exp(-2 * level)))) for level in (0.0, 0.3, 0.7)] == pytest.approx([0, 0.3, 0.7])
+
+
+@pytest.mark.parametrize(("scale_at_20", "readable"), [(6.7, True), (10.5, False)])
+def test_a_scale_is_read_as_noise_where_it_falls_from_level_to_level(scale_at_20: float, readable: bool) -> None:
+    found = {level: {0: scale} for level, scale in {0.0: 10.0, 0.2: scale_at_20, 0.7: 2.5}.items()}
+    assert readings(found, [6.7]) == (pytest.approx([0.2]) if readable else [])
 
 
 @pytest.mark.parametrize("name", shipped_questions())

@@ -206,19 +206,19 @@ def _natural(results: Results, rate: str) -> Iterable[Finding]:
     if len(found) == len(LEVELS) and clipart:
         said = f"with as many pairs of emoji the scale is {_means(found)} of noise; on {NATURAL} "
         said += ", ".join(f"{scale:.2f}" for scale in clipart)
-        read = _read(found, clipart)
+        read = readings(found, clipart)
         said += f", which reads as noise of {', '.join(f'{value:.2f}' for value in read)}" if read else UNREADABLE
         claim = f"the gauge, at a rate of {RATES[rate]:g}, finds the captions of {NATURAL} noisier than those of emoji"
         yield Finding(claim, of_tests([value > GAUGED_WITHIN for value in read] or [False]), said)
 
 
-def _read(found: Mapping[float, Mapping[int, float]], clipart: Iterable[float]) -> list[float]:
+def readings(found: Mapping[float, Mapping[int, float]], scales_of_others: Iterable[float]) -> list[float]:
     """Noise by the gauge of all levels; nothing where the scale does not fall from each level to the next."""
     scale_at = {level: list(own.values()) for level, own in found.items()}
     if any(np.mean(scale_at[a]) <= np.mean(scale_at[b]) for a, b in pairwise(scale_at)):
         return []
     fitted = gauge(scale_at)
-    return [float(fitted(math.log(scale))) for scale in clipart]
+    return [float(fitted(math.log(scale))) for scale in scales_of_others]
 
 
 def pictures(results: Results) -> Iterable[tuple[str, Figure]]:
