@@ -104,16 +104,26 @@ def test_a_shipped_question_names_each_configuration_once(name: str) -> None:
     assert on_cpu == {arm: own.get(arm.removesuffix("-cpu"), alone) for arm, alone in on_cpu.items()}
 
 
-def judged(folder: Path, top1: float, right: list[int]) -> None:
+def judged(folder: Path, top1: float, right: list[int], scale: float = 1.0) -> None:
     folder.mkdir(parents=True)
     write_json(folder / "config.json", to_json(TrainConfig()))
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "val_top1": 0.1, "scale": 1.0, "val_gap": 0.1}\n')
     result = {"topology": "sphere(128)", "parameters": 10, "steps": 1, "images_per_second": 5.0, "train_seconds": 60.0}
     result["device"] = "cpu"
-    write_json(folder / "result.json", {**result, "scale": 1.0})
+    write_json(folder / "result.json", {**result, "scale": scale})
     counts = {"right": right, "of": [2] * len(right)}
     figures = {"evaluation": {"concepts": {"top1": top1}}, "right": {"concepts": counts}}
     (folder / JUDGED).write_text(json.dumps(figures))
+
+
+@pytest.mark.parametrize(
+    ("ends", "verdict"), [((60, 62), "supported"), ((60, 66), "not supported"), ((62, 100), "undecided")]
+)
+def test_starts_meet_where_no_clamp_makes_them(tmp_path: Path, ends: tuple[int, int], verdict: str) -> None:
+    for name, scale in zip(("low", "high"), ends, strict=True):
+        judged(folder_of(tmp_path, f"sphere-noise-0-{name}-quick", 0), 0.5, [1], scale)
+    (found,) = open_question("noise").findings(Results(open_question("noise"), tmp_path))
+    assert found.verdict == verdict and "0.05, does not depend on its start" in found.claim
 
 
 @pytest.fixture

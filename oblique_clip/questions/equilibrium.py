@@ -62,7 +62,7 @@ def findings(results: Results) -> Iterable[Finding]:
     if sphere and oblique:
         apart = sphere.low > oblique.high or oblique.low > sphere.high
         yield Finding(
-            "exploratory: sphere and oblique come to rest at another gap", "supported" if apart else "undecided",
+            "exploratory: sphere and oblique have another gap at the last step", "supported" if apart else "undecided",
             f"as a share of the range's width, sphere {sphere.mean:.3f} [{sphere.low:.3f}, {sphere.high:.3f}], "
             f"oblique {oblique.mean:.3f} [{oblique.low:.3f}, {oblique.high:.3f}]",
         )  # fmt: skip

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from ..config import TrainConfig
 from ..sweep.question import Arm, Finding, Question, of_tests, varied
 from ..sweep.results import HEADLINES, Results, found_of
+from ..sweep.statistics import Interval, t_interval
 from .base import CLIP_SCALE, OBLIQUE, SHORT, SPHERE, M
 
 # Chosen among trials on the validation family, the same for both: half, once and twice the scale that was learned.
@@ -38,10 +41,24 @@ ARMS = tuple(
 CONTROL = Arm(f"sphere-fixed-{M}", fixed(SPHERE, float(M)))
 
 
-def share_kept(results: Results, arm: str, learned: str) -> list[tuple[str, float]]:
-    """Accuracy of an arm as a share of that with a learned temperature, by measure."""
-    pairs = [(measure.title, results.mean(arm, measure), results.mean(learned, measure)) for measure in HEADLINES]
-    return [(title, ours.mean / theirs.mean) for title, ours, theirs in pairs if ours and theirs and theirs.mean > 0]
+class Kept(NamedTuple):
+    """Accuracy of an arm as a share of that with a learned temperature: of the means, and over seeds."""
+
+    measure: str
+    share: float
+    over_seeds: Interval
+
+
+def share_kept(results: Results, arm: str, learned: str) -> list[Kept]:
+    """By measure; nothing where a learned temperature is right nowhere."""
+    found = []
+    for measure in HEADLINES:
+        ours, theirs = results.values(arm, measure), results.values(learned, measure)
+        shared = sorted(ours.keys() & theirs.keys())
+        if shared and all(theirs[seed] for seed in shared):
+            share = sum(ours[seed] for seed in shared) / sum(theirs[seed] for seed in shared)
+            found.append(Kept(measure.title, share, t_interval([ours[seed] / theirs[seed] for seed in shared])))
+    return found
 
 
 def findings(results: Results) -> Iterable[Finding]:
@@ -54,18 +71,24 @@ def findings(results: Results) -> Iterable[Finding]:
     for name, (claim, holds) in claims.items():
         if kept[name]:
             said = f"at scale 1 the {name} keeps {_shares(kept[name])} of what it has with a learned scale"
-            verdict = of_tests(holds(share) for _, share in kept[name])
+            verdict = of_tests(holds(one.share) for one in kept[name])
             yield Finding(f"with temperature fixed at 1 {claim}", verdict, said)
     ahead = results.compare("oblique-fixed-1", CONTROL.name)
     yield from found_of(f"at scale 1 the oblique is better than a sphere at scale {M}, its control", ahead)
     if control := share_kept(results, CONTROL.name, "sphere-short"):
         said = f"at scale {M} the sphere keeps {_shares(control)} of what it has with a learned scale"
-        verdict = of_tests(share >= KEPT for _, share in control)
-        yield Finding(f"the control keeps {KEPT:.0%} as well: units explain what is kept", verdict, said)
+        verdict = of_tests(one.share >= KEPT for one in control)
+        yield Finding(f"the control, a sphere at scale {M}, keeps {KEPT:.0%} as well", verdict, said)
 
 
-def _shares(shares: list[tuple[str, float]]) -> str:
-    return ", ".join(f"{100 * share:.1f} % ({title})" for title, share in shares)
+def _shares(shares: list[Kept]) -> str:
+    """In percent, with the interval of the shares of seeds where there are enough of these for one."""
+    said = []
+    for one in shares:
+        low, high = 100 * one.over_seeds.low, 100 * one.over_seeds.high
+        interval = f" [{low:.1f}, {high:.1f}]" if math.isfinite(low) else ""
+        said.append(f"{100 * one.share:.1f} %{interval} ({one.measure})")
+    return ", ".join(said)
 
 
 QUESTION = Question(

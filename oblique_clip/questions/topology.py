@@ -42,10 +42,17 @@ SHORT_CORNERS = Corners(f"{STEPS:,} steps", "sphere-short", "reshaped", "concate
 LONG_CORNERS = Corners(f"{HEADLINE_STEPS:,} steps", "sphere", "reshaped-long", "concatenated-long", "oblique-16")
 CPU_CORNERS = Corners(f"{LONG_CORNERS.after} on a CPU", *(f"{arm}{ON_CPU}" for arm in LONG_CORNERS[1:]))
 OTHER_CLAIMS = (
-    ("idle tokens help", "sphere-idle", "sphere-short"),
+    ("idle tokens help, after 1,200 steps", "sphere-idle", "sphere-short"),
+    ("idle tokens help, after 3,000 steps", "sphere-idle-long", "sphere-cpu"),
+    (
+        "m tokens at one norm are better than as many idle ones, after 3,000 steps",
+        "concatenated-long-cpu",
+        "sphere-idle-long",
+    ),
     ("the headline runs on a second device have the oblique ahead", "oblique-16-cpu", "sphere-cpu"),
     ("the oblique is better than a sphere of 1.75 times the steps", "oblique-16", "sphere-equal-time"),
     ("the oblique is better than a sphere of 1.75 times the steps on a CPU", "oblique-16-cpu", "sphere-equal-time-cpu"),
+    ("m tokens at one norm are better than a sphere of 1.75 times the steps", "concatenated-long", "sphere-equal-time"),
     ("the oblique is better than a sphere of 2.3 times the steps", "oblique-16", "sphere-as-long"),
     ("the oblique is better than the sphere after 6,900 steps", "oblique-as-long", "sphere-as-long"),
     ("m tokens help at one norm, after 6,900 steps", "concatenated-as-long", "sphere-as-long"),
@@ -56,13 +63,14 @@ OTHER_CLAIMS = (
 # One class token or m, one norm or m: everything else is equal.
 RESHAPED = varied(OBLIQUE, model={"projection": "reshaped"})
 CONCATENATED = varied(OBLIQUE, model={"topology": f"sphere({D})", "tokens": M})
+IDLE = varied(SPHERE, model={"registers": M - 1})
 IN_EQUAL_TIME = long(SPHERE, EQUAL_TIME)
 FACTORS = (
     *SHORT,
     Arm("oblique-shared-short", varied(OBLIQUE, model={"projection": "shared"})),
     Arm("reshaped", RESHAPED),
     Arm("concatenated", CONCATENATED),
-    Arm("sphere-idle", varied(SPHERE, model={"registers": M - 1})),
+    Arm("sphere-idle", IDLE),
 )
 FACTORS_LONG = (
     Arm("reshaped-long", long(RESHAPED), HEADLINE_SEEDS),
@@ -78,6 +86,8 @@ ALSO_ON_CPU = (
     Arm("sphere-equal-time-cpu", IN_EQUAL_TIME),
     Arm("oblique-as-long-cpu", long(OBLIQUE, AS_LONG)),
 )
+# On a CPU too.
+IDLE_LONG = Arm("sphere-idle-long", long(IDLE))
 
 
 def _of_spheres(m: int) -> TrainConfig:
@@ -116,9 +126,10 @@ def _sides(corners: Corners) -> list[tuple[str, str]]:
 QUESTION = Question(
     name="topology",
     asks="Does a product of spheres serve better than one sphere at the same D, and which part of it: tokens or norms?",
-    arms=(*HEADLINE, *LONGER, *FACTORS_LONG, *FEWER_LONG, *ALSO_ON_CPU, *FACTORS, *OTHERS),
+    arms=(*HEADLINE, *LONGER, *FACTORS_LONG, *FEWER_LONG, *ALSO_ON_CPU, IDLE_LONG, *FACTORS, *OTHERS),
     contrasts=(
         ("oblique-16", "sphere-equal-time"),
+        ("concatenated-long", "sphere-equal-time"),
         ("oblique-16", "sphere-as-long"),
         *((arm.name, other) for arm in FEWER_LONG for other in ("sphere", "oblique-16")),
         ("sphere-as-long", "sphere"),
@@ -128,6 +139,8 @@ QUESTION = Question(
         ("oblique-as-long", "concatenated-as-long"),
         *_sides(LONG_CORNERS),
         *_sides(CPU_CORNERS),
+        ("sphere-idle-long", "sphere-cpu"),
+        ("concatenated-long-cpu", "sphere-idle-long"),
         ("oblique-16-cpu", "sphere-cpu"),
         ("oblique-16-cpu", "sphere-equal-time-cpu"),
         ("oblique-as-long-cpu", "oblique-16-cpu"),
