@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -67,8 +68,9 @@ GRIDS = {
     for rate in (SLOW, FAST)
 }
 """All levels, at the least rate and at one at which starts were found to meet."""
+# At the greatest scale, to which the oblique comes without noise, more seeds would tell nothing.
 STARTING = tuple(
-    arm
+    replace(arm, seeds=1) if arm.name.startswith("oblique-noise-0-") else arm
     for rate, seeds in SEEDS_OF_STARTS.items()
     for level in STARTED
     for name in STARTS
