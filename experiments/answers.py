@@ -20,9 +20,9 @@ from oblique_clip.sweep.answer import (
     Table,
     costs,
     differences,
+    means,
     primary_measures,
     spaces,
-    tables,
     unfinished,
     verdicts,
     write_files,
@@ -42,10 +42,9 @@ def answer_of(results: Results, drawn: list[Path]) -> str:
     question = results.question
     missing = unfinished(results)
     note = [f"**{missing} of {sum(arm.seeds for arm in question.arms)} runs are not finished.**"] if missing else []
-    means, *_ = tables(results, SHOWN)
     parts = [
-        verdicts(results), primary_measures(results), means, differences(results, HEADLINES), costs(results),
-        spaces(results),
+        verdicts(results), primary_measures(results), means(results, SHOWN), differences(results, HEADLINES),
+        costs(results), spaces(results),
     ]  # fmt: skip
     shown = [f"**{part.title}**\n\n{part.markdown()}" for part in parts if part.rows]
     return "\n\n".join([*note, *shown, *(f"![{path.stem}]({path.name})" for path in drawn)]) + "\n"

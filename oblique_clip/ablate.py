@@ -47,7 +47,7 @@ class AblateConfig:
     """CPU threads of a run; 0 leaves torch's choice, or with --preset shares the cores among the jobs."""
     preset: str | None = None
     """Run a question in place of the forms: topology, temperature, noise, equilibrium, distance, tokens, nested, scale,
-    all, or a Python file with a QUESTION. Its runs bring their own settings: those above count for the forms alone."""
+    all, or a Python file with a QUESTION. Its runs bring their own settings; flags of these are refused."""
     seeds: int | None = None
     """Seeds of every arm of a question; the question's own where it is not given."""
     length: float = 1.0
@@ -59,6 +59,10 @@ class AblateConfig:
     too."""
 
 
+OF_FORMS = ("size", "forms", "data", "loss", "optim", "seed")
+OF_QUESTIONS = ("seeds", "length", "jobs", "built")
+
+
 def ablate(config: AblateConfig) -> dict[str, Any]:
     """Train what is not trained yet, compare, and write result.json and report.html; or answer a question.
 
@@ -66,6 +70,7 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
         UserError: for a configuration that cannot be run, or a folder with runs of another configuration.
     """
     check_ranges(config)
+    _refuse_unread(config)
     if config.preset is not None:
         from .sweep.run import sweep
 
@@ -85,6 +90,16 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
     print_tables(results, remaining)
     print(f"page: {page}")
     return report
+
+
+def _refuse_unread(config: AblateConfig) -> None:
+    """A flag that decides nothing is a mistake: runs of a question bring their own settings."""
+    unread = OF_FORMS if config.preset is not None else OF_QUESTIONS
+    given = [name for name in unread if getattr(config, name) != getattr(AblateConfig(), name)]
+    if given:
+        said = {"data": "data options do", "loss": "loss options do", "optim": "optim options do"}
+        when = "with" if config.preset is not None else "without"
+        raise UserError(f"{said.get(given[0], f'--{given[0]} does')} nothing {when} --preset")
 
 
 def _run_config(config: AblateConfig, form: Form) -> TrainConfig:

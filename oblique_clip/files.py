@@ -21,7 +21,8 @@ def write_whole(path: Path, content: str) -> None:
         >>> path.read_text(), [other.name for other in path.parent.iterdir()]
         ('first', ['notes.txt'])
     """
-    unfinished = path.with_name(path.name + ".part")
+    # Two processes may write the same file.
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with unfinished.open("w", encoding="utf-8") as file:
             file.write(content)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,12 +23,14 @@ from oblique_clip import UserError
 from oblique_clip.cli import main
 from oblique_clip.config import TrainConfig, to_json, write_json
 from oblique_clip.questions.noise import gauge, readings
-from oblique_clip.sweep.answer import Table, primary_measures
+from oblique_clip.sweep.answer import Table, findings, primary_measures
 from oblique_clip.sweep.pictures import draw_curves
 from oblique_clip.sweep.question import Arm, Question, of_signs, of_tests, open_question, shipped_questions
 from oblique_clip.sweep.queue import Place, Progress, run_queue, what_it_said
 from oblique_clip.sweep.results import JUDGED, MEASURES, Results, folder_of
+from oblique_clip.sweep.run import command_of
 from oblique_clip.sweep.statistics import over_classes, paired, t_interval
+from oblique_clip.sweep.worker import LOCK
 
 NUMBERS = st.lists(st.floats(-100, 100), min_size=2, max_size=8)
 
@@ -97,8 +100,10 @@ def test_a_shipped_question_names_each_configuration_once(name: str) -> None:
     for other in shipped_questions():
         for arm in open_question(other).arms:
             assert known.setdefault(arm.name, arm.config) == arm.config, arm.name
-    own = {arm.name: json.dumps(to_json(arm.config)) for arm in open_question(name).arms}
+    own = {arm.name: json.dumps(to_json(replace(arm.config, device="auto"))) for arm in open_question(name).arms}
     on_cpu = {arm: own.pop(arm) for arm in list(own) if arm.endswith("-cpu")}
+    held = {arm.name for arm in open_question(name).arms if arm.config.device == "cpu"}
+    assert held == set(on_cpu)
     assert len(set(own.values())) == len(own)
     assert len(set(on_cpu.values())) == len(on_cpu)
     assert on_cpu == {arm: own.get(arm.removesuffix("-cpu"), alone) for arm, alone in on_cpu.items()}
@@ -172,6 +177,24 @@ def test_a_cell_of_a_table_is_one_cell() -> None:
     assert Table("", ("a",), (("x|y",),)).markdown() == "| a |\n| --- |\n| x\\|y |"
 
 
+def test_findings_that_fail_are_told_in_one_line(two_arms: Results) -> None:
+    broken = replace(two_arms.question, findings=lambda results: [1 / 0], source="mine.py")
+    with pytest.raises(UserError, match=r"mine\.py: .* cannot be run: ZeroDivisionError"):
+        findings(Results(broken, two_arms.out))
+
+
+def test_growth_is_told_of_the_seeds_that_both_ends_have(tmp_path: Path) -> None:
+    """Where they share none nothing is told, and the rest of the answer stands."""
+    scale = open_question("scale")
+    for arm, seed in (("sphere-short", 0), ("oblique-short", 0), ("sphere", 1), ("oblique-16", 1)):
+        judged(folder_of(tmp_path, arm, seed), 0.5, [1])
+    assert not findings(Results(scale, tmp_path))
+    for arm, top1 in (("sphere", 0.5), ("oblique-16", 0.75)):
+        judged(folder_of(tmp_path, arm, 0), top1, [1])
+    (found,) = findings(Results(scale, tmp_path))
+    assert found.sentence == "from +0.00 to +25.00 points over 1 seeds; +25.00 points more"
+
+
 PLACES = (Place(0, "cpu", 1), Place(1, "cpu", 1))
 # Does in a moment what a worker does: reads its standard input in the background, works, and leaves what is done.
 FAKE = """
@@ -227,6 +250,24 @@ def test_runs_stop_with_a_queue_that_is_killed(tmp_path: Path) -> None:
     wait_for(lambda: not any(str(folder) in line for line in processes()))
 
 
+def test_a_run_of_two_sweeps_is_made_once(tmp_path: Path) -> None:
+    """The second waits for the first, and finds nothing left to do."""
+    (folder,) = folders(tmp_path, "a")
+    with FileLock(folder / LOCK):
+        worker = subprocess.Popen([sys.executable, "-W", "ignore", "-m", "oblique_clip.sweep.worker", str(folder)])
+        with pytest.raises(subprocess.TimeoutExpired):
+            worker.wait(8)
+        for name in ("result.json", JUDGED):
+            (folder / name).write_text("{}")
+    assert worker.wait(120) == 0
+    assert not (folder / "metrics.jsonl").exists() and (folder / JUDGED).read_text() == "{}"
+
+
+def test_an_arm_that_is_held_to_a_device_runs_there(tmp_path: Path) -> None:
+    flags = command_of(held={tmp_path / "a": "cpu"})
+    assert [flags(tmp_path / name, Place(0, "cuda:1", 1))[7] for name in ("a", "b")] == ["cpu", "cuda:1"]
+
+
 def processes() -> list[str]:
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
     return listed.stdout.splitlines()
@@ -254,8 +295,14 @@ QUESTION = Question("mine", "Does <b>it</b> work?", (
 """
 
 
+def changed(before: str, after: str) -> str:
+    """The file of a question with a mistake in it."""
+    assert before in QUESTION
+    return QUESTION.replace(before, after)
+
+
 def ablate(*flags: str) -> list[str]:
-    return ["ablate", *flags, "--threads", "1", "--jobs", "2", "--device", "cpu"]
+    return ["ablate", "--threads", "1", "--jobs", "2", "--device", "cpu", *flags]
 
 
 def test_a_question_of_a_file_is_answered_and_a_stopped_one_goes_on(tmp_path: Path, capsys: Any) -> None:
@@ -272,15 +319,18 @@ def test_a_question_of_a_file_is_answered_and_a_stopped_one_goes_on(tmp_path: Pa
     assert main(flags) == 0
     assert json.loads((first / "result.json").read_text())["resumed"] == 1
     answer = tmp_path / "runs" / "mine"
-    found = json.loads((answer / "results.json").read_text())
+    written = (answer / "results.json").read_text()
+    found = json.loads(written, parse_constant=pytest.fail)
     assert found["contrasts"][0]["seeds"].keys() == {"0"} and set(found["arms"]) == {"first", "second"}
+    assert found["findings"][0]["claim"] == "first is better than second"
     page = (answer / "answer.html").read_text()
     assert "Does &lt;b&gt;it&lt;/b&gt; work?" in page and "data:image/png;base64," in page
+    assert f"oblique-clip ablate --preset {tmp_path / 'mine.py'}" in page and "topology euclidean(128)" in page
     ended = (first / JUDGED).stat().st_mtime_ns
     assert main(flags) == 0
     (answer / "answer.html").unlink()
     assert main(["report", *(str(folder) for folder in sorted((tmp_path / "runs").iterdir()))]) == 0
-    assert (answer / "answer.html").read_text() == page
+    assert (answer / "answer.html").read_text() == page and (answer / "results.json").read_text() == written
     assert (first / JUDGED).stat().st_mtime_ns == ended
     judged = json.loads((first / JUDGED).read_text())
     for name in ("family", "concepts"):
@@ -288,8 +338,16 @@ def test_a_question_of_a_file_is_answered_and_a_stopped_one_goes_on(tmp_path: Pa
         assert sum(counts["right"]) / sum(counts["of"]) == pytest.approx(figures["top1"], abs=1e-12)
         assert judged["sizes"]["128"][name] == pytest.approx(figures["top1"], abs=1e-12)
     capsys.readouterr()
-    assert main([*flags, "--length", "0.5"]) == 2
+    assert main([*flags, "--length", "0.5", "--seeds", "2"]) == 2
     assert "is a run with steps 160, not 80" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "first" / "seed-1").exists()
+    (tmp_path / "shards.tar").write_bytes(b"")
+    (first / "checkpoints" / "last.safetensors").unlink()
+    assert main([*flags, "--built", str(tmp_path)]) == 2
+    assert "its last checkpoint is gone" in capsys.readouterr().err and (first / JUDGED).exists()
+    (tmp_path / "mine.py").write_text(QUESTION.replace('"second"', '"another"'))
+    assert main(["report", str(answer)]) == 2
+    assert "has no arm second any more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -299,6 +357,9 @@ def test_a_question_of_a_file_is_answered_and_a_stopped_one_goes_on(tmp_path: Pa
         (["--preset", "missing.py"], "or a Python file, not 'missing.py'"),
         (["--preset", "topology", "--seeds", "0"], "--seeds must lie in [1, inf)"),
         (["--preset", "topology", "--built", "nowhere"], "--built nowhere has no shards"),
+        (["--preset", "topology", "--device", "tpu"], "tpu"),
+        (["--preset", "topology", "--size", "ViT-B-16"], "--size does nothing with --preset"),
+        (["--preset", "topology", "--data", "x.csv"], "data options do nothing with --preset"),
     ],
 )
 def test_a_mistake_is_one_line(flags: list[str], said: str, tmp_path: Path, capsys: Any) -> None:
@@ -310,7 +371,22 @@ def test_a_mistake_is_one_line(flags: list[str], said: str, tmp_path: Path, caps
 
 @pytest.mark.parametrize(
     "text, said",
-    [("x = 1", "has no QUESTION"), ("1 / 0", "ZeroDivisionError"), ("import nothing_of_this", "cannot be run")],
+    [
+        ("x = 1", "has no QUESTION"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("import nothing_of_this", "cannot be run"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        (changed('"mine"', '"../mine"'), "'../mine' does not name a folder"),
+        (changed('"mine"', '"first"'), "both called first"),
+        (changed('Arm("second"', 'Arm("first"'), "two arms are called first"),
+        (changed('Arm("first", BASE)', 'Arm("first", BASE, seeds=0)'), "first has 0 seeds"),
+        (changed('Arm("first", BASE)', '"first"'), "arms has to be a tuple"),
+        (changed('("first", "second"),)', '("first", "third"),)'), "a contrast names third, which is no arm"),
+        (changed('("first", "second"),)', '["first", "second"],)'), "is no contrast"),
+        (changed('("first", "second"),)', '("first",),)'), "is no contrast"),
+        (changed('"second"),))', '"second"),), curves=("third",))'), "curves names third, which is no arm"),
+        (changed('"second"),))', '"second"),), spaces=("third",))'), "spaces names third, which is no arm"),
+    ],
 )
 def test_a_file_that_asks_nothing_is_refused(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "question.py"

@@ -6,19 +6,19 @@ pairs (40 passes), the others for 1,200 (16 passes).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from ..config import Architecture, OptimConfig, TrainConfig, model_config
-from ..sweep.question import Arm, varied
+from oblique_clip.config import Architecture, OptimConfig, TrainConfig, model_config
+from oblique_clip.sweep.question import Arm, varied
 
 D, M = 512, 16
 ON_CPU = "-cpu"
-"""Ends the names of arms that ran on a CPU beside those of their name, whose runs are an H100's."""
+"""Ends the names of arms that are held to a CPU."""
 HEADLINE_STEPS, STEPS = 3000, 1200
 HEADLINE_SEEDS = 5
-# Steps of the arms of more than headline length, in headline lengths. The first was planned as the ratio of the times
-# that a step takes on the two topologies, and is more than that; the second is what was measured on a CPU since, see
-# `experiments/topology`.
+# Steps of the arms of more than headline length, in headline lengths. The second is the ratio of the times that a step
+# of the two topologies takes on a CPU, see `experiments/topology`.
 AS_LONG = 2.3
 EQUAL_TIME = 1.75
 CLIP_SCALE = 1 / 0.07
@@ -36,6 +36,11 @@ OBLIQUE = varied(SPHERE, model={"form": "oblique", "topology": f"oblique({D // M
 def long(config: TrainConfig, factor: float = 1.0) -> TrainConfig:
     """The same run at the length of the headline arms, or `factor` times that."""
     return varied(config, optim={"steps": round(HEADLINE_STEPS * factor)})
+
+
+def on_cpu(arm: Arm, seeds: int | None = None) -> Arm:
+    """The same arm, held to a CPU, beside that of the sweep's device."""
+    return Arm(f"{arm.name}{ON_CPU}", replace(arm.config, device="cpu"), arm.seeds if seeds is None else seeds)
 
 
 def both(suffix: str, seeds: int = 3, **changes: Any) -> tuple[Arm, Arm]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..sweep.question import Arm, Finding, Question, varied
-from ..sweep.results import Results, found_of
-from .base import OBLIQUE, SHORT, SPHERE, D, M
+from oblique_clip.questions.base import OBLIQUE, SHORT, SPHERE, D, M
+from oblique_clip.sweep.question import Arm, Finding, Question, varied
+from oblique_clip.sweep.results import Results, found_of
 
 SPECS = {"sphere": (SPHERE, f"sphere({D})"), "oblique": (OBLIQUE, f"oblique({D // M},{M})")}
 ARMS = tuple(

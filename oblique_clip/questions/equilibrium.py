@@ -11,19 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from itertools import pairwise
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..draw.similarities import draw_band
-from ..sweep.pictures import width_of
-from ..sweep.question import Finding, Question, of_tests
-from ..sweep.results import Results
-from ..sweep.statistics import Interval, t_interval
-from .base import HEADLINE, SHORT, SPHERE
-from .noise import GRIDS, LEVELS, SLOW, TOPOLOGIES, suffix
-from .temperature import ARMS, CONTROL
-from .topology import BY_SPHERES, OTHERS
+from oblique_clip.draw.similarities import draw_band
+from oblique_clip.questions.base import HEADLINE, SHORT, SPHERE
+from oblique_clip.questions.noise import GRIDS, LEVELS, SLOW, TOPOLOGIES, suffix
+from oblique_clip.questions.temperature import ARMS, CONTROL
+from oblique_clip.questions.topology import BY_SPHERES, OTHERS
+from oblique_clip.sweep.pictures import width_of
+from oblique_clip.sweep.question import Finding, Question, of_signs, of_tests
+from oblique_clip.sweep.results import Results
+from oblique_clip.sweep.statistics import Interval, paired, t_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,12 +37,19 @@ def least_logit_gap(noise: float) -> float:
     return math.inf if noise == 0 else math.log((BATCH - 1) * (1 - noise) / noise)
 
 
-def gap(results: Results, arm: str, logits: bool = False) -> Interval | None:
-    """Validation gap at the last step: of logits in nats, else of similarities as a share of the range's width."""
-    values = []
-    for run in results.runs(arm).values():
+def gaps(results: Results, arm: str, logits: bool = False) -> dict[int, float]:
+    """Validation gap of each run at its last step: of logits in nats, else of similarities as a share of the range's
+    width."""
+    values = {}
+    for seed, run in results.runs(arm).items():
         width = width_of(run.result["topology"])
-        values.append(run.curve("val_gap")[1][-1] * (run.result["scale"] * width if logits else 1.0))
+        values[seed] = run.curve("val_gap")[1][-1] * (run.result["scale"] * width if logits else 1.0)
+    return values
+
+
+def gap(results: Results, arm: str, logits: bool = False) -> Interval | None:
+    """Mean and interval of `gaps`; None of an arm without runs."""
+    values = list(gaps(results, arm, logits).values())
     return t_interval(values) if values else None
 
 
@@ -58,13 +66,13 @@ def findings(results: Results) -> Iterable[Finding]:
                 of_tests([falls]), f"as a share of the range's width: {said}",
             )  # fmt: skip
     yield from _by_spheres(results)
-    sphere, oblique = (gap(results, arm.name) for arm in HEADLINE)
-    if sphere and oblique:
-        apart = sphere.low > oblique.high or oblique.low > sphere.high
+    sphere, oblique = (gaps(results, arm.name) for arm in HEADLINE)
+    if sphere.keys() & oblique.keys():
+        more = paired(sphere, oblique)
+        both = " and ".join(f"{fmean(own.values()):.3f}" for own in (sphere, oblique))
         yield Finding(
-            "exploratory: sphere and oblique have another gap at the last step", "supported" if apart else "undecided",
-            f"as a share of the range's width, sphere {sphere.mean:.3f} [{sphere.low:.3f}, {sphere.high:.3f}], "
-            f"oblique {oblique.mean:.3f} [{oblique.low:.3f}, {oblique.high:.3f}]",
+            "exploratory: the sphere has a wider gap than the oblique at the last step", of_signs([more.sign]),
+            f"as a share of the range's width, {both}: {more.mean:.3f} [{more.low:.3f}, {more.high:.3f}] wider",
         )  # fmt: skip
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..style import line
-from ..sweep.question import Arm, Finding, Question, varied
-from ..sweep.results import Measure, Results, found_of
-from .base import OBLIQUE, SHORT, SPHERE, D, M
+from oblique_clip.questions.base import OBLIQUE, SHORT, SPHERE, D, M
+from oblique_clip.style import line
+from oblique_clip.sweep.question import Arm, Finding, Question, varied
+from oblique_clip.sweep.results import Measure, Results, found_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,24 +2,23 @@
 
 The scale has a learning rate of its own here: at that of the towers it moves by less than its start is off within a
 short run, and would tell its start instead of the noise. Starts a factor of 10 apart are tried at each of three rates.
-What ran at the highest rate on a CPU as well is `FAST_ON_CPU`, beside the same arms of an H100. At that rate the
-oblique comes to the greatest scale that it may have where captions have no noise, so its starts are tried without one.
+At the highest rate the oblique comes to the greatest scale that it may have where captions have no noise, so its starts
+are tried without one too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..sweep.question import Arm, Finding, Question, of_signs, of_tests
-from ..sweep.results import HEADLINES, Measure, Results, points
-from ..sweep.statistics import paired
-from .base import CLIP_SCALE, ON_CPU, M, both
+from oblique_clip.questions.base import CLIP_SCALE, OBLIQUE, ON_CPU, SPHERE, M, both, on_cpu
+from oblique_clip.sweep.question import Arm, Finding, Question, of_signs, of_tests
+from oblique_clip.sweep.results import HEADLINES, Measure, Results, points
+from oblique_clip.sweep.statistics import paired
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,13 +30,31 @@ FITTED = (0.0, 0.2, 0.7)
 STARTS = {"low": 10**-0.5, "high": 10**0.5}
 STARTED = (0.0, 0.3)
 STARTS_WITHIN = GAUGED_WITHIN = 0.05
-SLOW, FAST = "", "-fast"
+
+
+class Rate(NamedTuple):
+    """A learning rate of the scale, and what else is said by the ending of its arms' names."""
+
+    lr: float
+    where: str = ""
+    seeds_of_starts: int = 1
+    temperature: Mapping[str, Any] = {}
+
+
+SLOW, QUICK, FAST = "", "-quick", "-fast"
 FAST_ON_CPU, UNCLAMPED = f"{FAST}{ON_CPU}", f"{FAST}-unclamped"
-RATES = {SLOW: 5e-3, "-quick": 5e-2, FAST: 0.5, FAST_ON_CPU: 0.5, UNCLAMPED: 0.5}
-"""Learning rates of the scale, by how the names of their arms end."""
-WHERE = {FAST_ON_CPU: " on a CPU", UNCLAMPED: " without a greatest scale"}
-SEEDS_OF_STARTS = {SLOW: 1, "-quick": 1, FAST_ON_CPU: 3}
-TOPOLOGIES = ("sphere", "oblique")
+RATES = {
+    SLOW: Rate(5e-3),
+    QUICK: Rate(5e-2),
+    FAST: Rate(0.5, seeds_of_starts=3),
+    FAST_ON_CPU: Rate(0.5, " on a CPU"),
+    UNCLAMPED: Rate(0.5, " without a greatest scale", seeds_of_starts=3, temperature={"max_scale": math.inf}),
+}
+"""By how the names of their arms end."""
+BASES = {"sphere": SPHERE, "oblique": OBLIQUE}
+TOPOLOGIES = tuple(BASES)
+# Of the greatest scale: a run that ended this near to it was stopped by it.
+ALL_BUT = 0.999
 EMOJI = ("emoji-noto", "emoji-twemoji", "emoji-emojione", "emoji-streamline")
 NATURAL = "openclipart"
 UNREADABLE = ", and nothing can be read off a scale that does not fall with noise"
@@ -51,16 +68,21 @@ def suffix(level: float, more: str = "") -> str:
 
 def noisy(level: float, rate: str = "", **more: Any) -> dict[str, Any]:
     data = {"caption_noise": level, **more.pop("data", {})}
-    return {"data": data, "optim": {"scale_lr": RATES[rate]}} | more
+    return {"data": data, "optim": {"scale_lr": RATES[rate].lr}} | more
 
 
-def started(level: float, name: str, rate: str, seeds: int) -> tuple[Arm, Arm]:
+def started(level: float, name: str, rate: str) -> tuple[Arm, Arm]:
     """Both topologies, with starts that are a factor of 10 apart between `low` and `high`."""
-    free = {"max_scale": math.inf} if rate == UNCLAMPED else {}
-    starts = ({"init_scale": CLIP_SCALE / width * STARTS[name]} | free for width in (1, M))
-    more = f"-{name}{rate}"
-    sphere, oblique = (both(suffix(level, more), seeds, **noisy(level, rate, temperature=start)) for start in starts)
+    own = RATES[rate]
+    starts = ({"init_scale": CLIP_SCALE / width * STARTS[name], **own.temperature} for width in (1, M))
+    settings = (noisy(level, rate, temperature=start) for start in starts)
+    sphere, oblique = (both(suffix(level, f"-{name}{rate}"), own.seeds_of_starts, **one) for one in settings)
     return sphere[0], oblique[1]
+
+
+def all_started(rate: str) -> tuple[Arm, ...]:
+    """Both topologies at both levels from both starts."""
+    return tuple(arm for level in STARTED for name in STARTS for arm in started(level, name, rate))
 
 
 GRIDS = {
@@ -68,26 +90,22 @@ GRIDS = {
     for rate in (SLOW, FAST)
 }
 """All levels, at the least rate and at one at which starts were found to meet."""
-# At the greatest scale, to which the oblique comes without noise, more seeds would tell nothing.
-STARTING = tuple(
-    replace(arm, seeds=1) if arm.name.startswith("oblique-noise-0-") else arm
-    for rate, seeds in SEEDS_OF_STARTS.items()
-    for level in STARTED
-    for name in STARTS
-    for arm in started(level, name, rate, seeds)
+STARTING = (
+    *all_started(SLOW),
+    *all_started(QUICK),
+    # At the greatest scale, to which the oblique comes without noise, more seeds would tell nothing.
+    *(on_cpu(arm, 1 if arm.name.startswith("oblique-noise-0-") else None) for arm in all_started(FAST)),
+    *(started(0.0, name, UNCLAMPED)[1] for name in STARTS),
+    # Not all of them were made on the device of the grid.
+    *started(0.0, "low", FAST),
+    started(0.0, "high", FAST)[0],
 )
-# What an H100 had the time for.
-STARTING_FAST = (*started(0.0, "low", FAST, 3), started(0.0, "high", FAST, 3)[0])
-STARTING_UNCLAMPED = tuple(started(0.0, name, UNCLAMPED, 3)[1] for name in STARTS)
 SUBSETS = tuple(
     both(f"{suffix(level, '-emoji')}{rate}", 1, **noisy(level, rate, data=AS_MANY))[0]
     for rate in GRIDS
     for level in LEVELS
 )
-GRID_ON_CPU = (
-    *(both(suffix(level, FAST_ON_CPU), **noisy(level, FAST))[0] for level in LEVELS),
-    both(suffix(0.0, FAST_ON_CPU), 1, **noisy(0.0, FAST))[1],
-)
+GRID_ON_CPU = (*(on_cpu(arm) for arm in GRIDS[FAST] if arm.name.startswith("sphere")), on_cpu(GRIDS[FAST][1], seeds=1))
 CLIPART = tuple(both(f"{NATURAL}{rate}", **noisy(0.0, rate, data={"train_families": (NATURAL,)}))[0] for rate in GRIDS)
 
 
@@ -119,13 +137,14 @@ def findings(results: Results) -> Iterable[Finding]:
 
 def at_greatest(scale: float, topology: str) -> bool:
     """Whether a scale is all but the greatest that is allowed, which is the same for both topologies in logits."""
-    from ..topology import CLIP_MAX_SCALE
+    from oblique_clip.topology import parse_topology
 
-    return scale > 0.999 * CLIP_MAX_SCALE / (M if topology == "oblique" else 1)
+    greatest = parse_topology(BASES[topology].model.topology).max_scale
+    return scale > ALL_BUT * greatest
 
 
 def _scale_of(topology: str, rate: str) -> str:
-    return f"the learned scale of the {topology}, at a rate of {RATES[rate]:g}{WHERE.get(rate, '')},"
+    return f"the learned scale of the {topology}, at a rate of {RATES[rate].lr:g}{RATES[rate].where},"
 
 
 def by_level(results: Results, topology: str, more: str = "") -> dict[float, dict[int, float]]:
@@ -164,7 +183,7 @@ def _independent_of_start(results: Results, topology: str, rate: str) -> Iterabl
         between = scales(results, f"{topology}-{suffix(level, rate)}")
         for seed in sorted(low.keys() & high.keys()):
             ends = [own[seed] for own in (low, between, high) if seed in own]
-            stopped = rate != UNCLAMPED and any(at_greatest(value, topology) for value in ends)
+            stopped = "max_scale" not in RATES[rate].temperature and any(at_greatest(one, topology) for one in ends)
             tests.append(None if stopped else max(ends) / min(ends) - 1 <= STARTS_WITHIN)
             note = " (the greatest that is allowed)" if stopped else ""
             said.append(f"{', '.join(f'{value:.2f}' for value in ends)} at {level:g}{note}")
@@ -204,7 +223,9 @@ def _loses_less(results: Results, rate: str) -> Iterable[Finding]:
             means = {name: f"{np.mean(list(own.values())):.1f} %" for name, own in kept.items()}
             said = f"over noise of 0.1 to 0.7 the oblique keeps {means['oblique']} of its accuracy without noise"
             said += f", the sphere {means['sphere']}: {points(ahead)} over seeds"
-            claim = f"the oblique loses less accuracy as noise grows, at a rate of {RATES[rate]:g}, on {measure.title}"
+            claim = (
+                f"the oblique loses less accuracy as noise grows, at a rate of {RATES[rate].lr:g}, on {measure.title}"
+            )
             yield Finding(claim, of_signs([ahead.sign]), said)
 
 
@@ -223,8 +244,10 @@ def _natural(results: Results, rate: str) -> Iterable[Finding]:
         said += ", ".join(f"{scale:.2f}" for scale in clipart)
         read = readings(found, clipart)
         said += f", which reads as noise of {', '.join(f'{value:.2f}' for value in read)}" if read else UNREADABLE
-        claim = f"the gauge, at a rate of {RATES[rate]:g}, finds the captions of {NATURAL} noisier than those of emoji"
-        yield Finding(claim, of_tests(value > GAUGED_WITHIN for value in read) if read else "undecided", said)
+        claim = (
+            f"the gauge, at a rate of {RATES[rate].lr:g}, finds the captions of {NATURAL} noisier than those of emoji"
+        )
+        yield Finding(claim, of_tests(value > GAUGED_WITHIN for value in read), said)
 
 
 def readings(found: Mapping[float, Mapping[int, float]], scales_of_others: Iterable[float]) -> list[float]:
@@ -252,7 +275,7 @@ def pictures(results: Results) -> Iterable[tuple[str, Figure]]:
                 heights, halves = [own.mean for own in shown.values()], [own.half for own in shown.values()]
                 axis.errorbar(list(shown), heights, halves, fmt=style, color="black", capsize=2, label=topology)
                 axis.set(ylabel=f"{measure.title} (%)")
-        panels[0].set(ylabel="learned scale x width of range", title=f"rate of the scale {RATES[rate]:g}")
+        panels[0].set(ylabel="learned scale x width of range", title=f"rate of the scale {RATES[rate].lr:g}")
         panels[0].legend()
     for axis in rows.flat:
         axis.set(xlabel="share of shuffled captions")
@@ -270,7 +293,7 @@ def _draw_scale(axis: Axes, found: Mapping[float, Mapping[int, float]], width: f
 QUESTION = Question(
     name="noise",
     asks="Does the learned scale gauge the noise of captions, and does the oblique manifold bear noise better?",
-    arms=(*chain(*GRIDS.values()), *GRID_ON_CPU, *STARTING, *STARTING_FAST, *STARTING_UNCLAMPED, *SUBSETS, *CLIPART),
+    arms=(*chain(*GRIDS.values()), *GRID_ON_CPU, *STARTING, *SUBSETS, *CLIPART),
     contrasts=tuple(
         (f"oblique-{suffix(level, rate)}", f"sphere-{suffix(level, rate)}") for rate in GRIDS for level in LEVELS
     )

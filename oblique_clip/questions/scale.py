@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import chain
+from itertools import chain, product
+from statistics import fmean
 from typing import TYPE_CHECKING
 
-from ..sweep.question import Finding, Question, of_signs
-from ..sweep.results import HEADLINES, Results, points
-from ..sweep.statistics import t_interval
-from .base import HEADLINE, HEADLINE_STEPS, LONGER, SHORT, both
+from oblique_clip.questions.base import HEADLINE, HEADLINE_STEPS, LONGER, SHORT, both
+from oblique_clip.sweep.question import Finding, Question, of_signs
+from oblique_clip.sweep.results import HEADLINES, Results, points
+from oblique_clip.sweep.statistics import t_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,14 +55,15 @@ GROWTH = {
 
 
 def findings(results: Results) -> Iterable[Finding]:
-    """Whether the advantage grows along each axis, from its small end to its large one, seed by seed."""
-    for axis, (small, large) in GROWTH.items():
-        for before, after in zip(results.compare(*small), results.compare(*large), strict=False):
-            shared = sorted(before.seeds.keys() & after.seeds.keys())
+    """Whether the advantage grows along each axis, from its small end to its large one, over the seeds of both ends."""
+    for (axis, (small, large)), measure in product(GROWTH.items(), HEADLINES):
+        before, after = (results.ahead(first, second, measure) for first, second in (small, large))
+        shared = sorted(before.seeds.keys() & after.seeds.keys()) if before and after else []
+        if before and after and shared:
             grown = t_interval([after.seeds[seed] - before.seeds[seed] for seed in shared])
-            said = f"from {before.over_seeds.mean:+.2f} to {after.over_seeds.mean:+.2f} points; "
-            said += f"over the seeds of both {points(grown)} more"
-            claim = f"exploratory: the advantage of the oblique grows with {axis}, on {before.measure.title}"
+            least, most = (fmean(one.seeds[seed] for seed in shared) for one in (before, after))
+            said = f"from {least:+.2f} to {most:+.2f} points over {len(shared)} seeds; {points(grown)} more"
+            claim = f"exploratory: the advantage of the oblique grows with {axis}, on {measure.title}"
             yield Finding(claim, of_signs([grown.sign]), said)
 
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..config import TrainConfig
-from ..sweep.question import Arm, Finding, Question, of_tests, varied
-from ..sweep.results import HEADLINES, Results, found_of
-from ..sweep.statistics import Interval, t_interval
-from .base import CLIP_SCALE, OBLIQUE, SHORT, SPHERE, M
+from oblique_clip.config import TrainConfig
+from oblique_clip.questions.base import CLIP_SCALE, OBLIQUE, SHORT, SPHERE, M
+from oblique_clip.sweep.question import Arm, Finding, Question, of_tests, varied
+from oblique_clip.sweep.results import HEADLINES, Results, found_of
+from oblique_clip.sweep.statistics import Interval, t_interval
 
 # Chosen among trials on the validation family, the same for both: half, once and twice the scale that was learned.
 TUNED = {"sphere": 17.0, "oblique": 2.28}

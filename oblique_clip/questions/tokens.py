@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 from statistics import fmean
 
-from ..sweep.question import Arm, Finding, Question, of_signs, varied
-from ..sweep.results import Results, found_of, points
-from ..sweep.spaces import SpaceFigure
-from ..sweep.statistics import paired
-from .base import OBLIQUE, SHORT, both
+from oblique_clip.questions.base import OBLIQUE, SHORT, both
+from oblique_clip.sweep.question import Arm, Finding, Question, of_signs, varied
+from oblique_clip.sweep.results import Results, found_of, points
+from oblique_clip.sweep.spaces import SpaceFigure
+from oblique_clip.sweep.statistics import paired
 
 TOKENS = (
     Arm("oblique-points", varied(OBLIQUE, model={"class_tokens": "oblique"})),
@@ -36,12 +37,9 @@ def findings(results: Results) -> Iterable[Finding]:
             said = f"CKA between spheres {fmean(own.values()):.2f}, of oblique-short {fmean(plain.values()):.2f}"
             said += f": {points(more).replace(' points', '')} more"
             yield Finding(f"exploratory: {arm.name} makes spheres more alike", of_signs([more.sign]), said)
-    for use in ("negative", "positive"):
-        for name in ("sphere", "oblique"):
-            found = results.compare(f"{name}-short", f"{name}-twins-{use}")
-            yield from found_of(
-                f"exploratory: on the {name}, avoiding twins is better than taking them as {use}s", found
-            )
+    for name, use in product(("sphere", "oblique"), ("negative", "positive")):
+        claim = f"exploratory: on the {name}, avoiding twins is better than taking them as {use}s"
+        yield from found_of(claim, results.compare(f"{name}-short", f"{name}-twins-{use}"))
 
 
 QUESTION = Question(
@@ -50,7 +48,7 @@ QUESTION = Question(
     arms=(*SHORT, *TOKENS, *TWINS),
     contrasts=(
         *((arm.name, "oblique-short") for arm in TOKENS),
-        *((arm.name, f"{arm.name.partition('-')[0]}-short") for arm in TWINS),
+        *((f"{arm.name.partition('-')[0]}-short", arm.name) for arm in TWINS),
     ),
     findings=findings,
     spaces=("oblique-short", *(arm.name for arm in TOKENS)),

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..config import TrainConfig
-from ..sweep.question import Arm, Finding, Question, varied
-from ..sweep.results import Results, found_of
-from .base import (
+from oblique_clip.config import TrainConfig
+from oblique_clip.questions.base import (
     AS_LONG,
     EQUAL_TIME,
     HEADLINE,
@@ -23,7 +21,10 @@ from .base import (
     D,
     M,
     long,
+    on_cpu,
 )
+from oblique_clip.sweep.question import Arm, Finding, Question, varied
+from oblique_clip.sweep.results import Results, found_of
 
 SPHERES, SPHERES_LONG = (2, 4, 8, 32), (4, 8)
 
@@ -41,24 +42,26 @@ class Corners(NamedTuple):
 SHORT_CORNERS = Corners(f"{STEPS:,} steps", "sphere-short", "reshaped", "concatenated", "oblique-short")
 LONG_CORNERS = Corners(f"{HEADLINE_STEPS:,} steps", "sphere", "reshaped-long", "concatenated-long", "oblique-16")
 CPU_CORNERS = Corners(f"{LONG_CORNERS.after} on a CPU", *(f"{arm}{ON_CPU}" for arm in LONG_CORNERS[1:]))
+_SHORT, _LONG, _LONGEST = (
+    f"after {steps:,} steps" for steps in (STEPS, HEADLINE_STEPS, round(AS_LONG * HEADLINE_STEPS))
+)
 OTHER_CLAIMS = (
-    ("idle tokens help, after 1,200 steps", "sphere-idle", "sphere-short"),
-    ("idle tokens help, after 3,000 steps", "sphere-idle-long", "sphere-cpu"),
+    (f"idle tokens help, {_SHORT}", "sphere-idle", "sphere-short"),
+    (f"idle tokens help, {_LONG} on a CPU", "sphere-idle-long-cpu", "sphere-cpu"),
     (
-        "m tokens at one norm are better than as many idle ones, after 3,000 steps",
+        f"m tokens at one norm are better than idle ones, {_LONG} on a CPU",
         "concatenated-long-cpu",
-        "sphere-idle-long",
+        "sphere-idle-long-cpu",
     ),
     ("the headline runs on a second device have the oblique ahead", "oblique-16-cpu", "sphere-cpu"),
-    ("the oblique is better than a sphere of 1.75 times the steps", "oblique-16", "sphere-equal-time"),
-    ("the oblique is better than a sphere of 1.75 times the steps on a CPU", "oblique-16-cpu", "sphere-equal-time-cpu"),
-    ("m tokens at one norm are better than a sphere of 1.75 times the steps", "concatenated-long", "sphere-equal-time"),
-    ("the oblique is better than a sphere of 2.3 times the steps", "oblique-16", "sphere-as-long"),
-    ("the oblique is better than the sphere after 6,900 steps", "oblique-as-long", "sphere-as-long"),
-    ("m tokens help at one norm, after 6,900 steps", "concatenated-as-long", "sphere-as-long"),
-    ("m norms help at m tokens, after 6,900 steps", "oblique-as-long", "concatenated-as-long"),
-    ("4 spheres are better than one, after 3,000 steps", "oblique-4-long", "sphere"),
-    ("8 spheres are better than one, after 3,000 steps", "oblique-8-long", "sphere"),
+    (f"the oblique is better than a sphere of {EQUAL_TIME} times the steps", "oblique-16", "sphere-equal-time"),
+    (f"the same is so on a CPU, of {EQUAL_TIME} times the steps", "oblique-16-cpu", "sphere-equal-time-cpu"),
+    (f"m tokens at one norm are better than {EQUAL_TIME} times the steps", "concatenated-long", "sphere-equal-time"),
+    (f"the oblique is better than a sphere of {AS_LONG} times the steps", "oblique-16", "sphere-as-long"),
+    (f"the oblique is better than the sphere, {_LONGEST}", "oblique-as-long", "sphere-as-long"),
+    (f"m tokens help at one norm, {_LONGEST}", "concatenated-as-long", "sphere-as-long"),
+    (f"m norms help at m tokens, {_LONGEST}", "oblique-as-long", "concatenated-as-long"),
+    *((f"{m} spheres are better than one, {_LONG}", f"oblique-{m}-long", "sphere") for m in SPHERES_LONG),
 )
 # One class token or m, one norm or m: everything else is equal.
 RESHAPED = varied(OBLIQUE, model={"projection": "reshaped"})
@@ -75,19 +78,14 @@ FACTORS = (
 FACTORS_LONG = (
     Arm("reshaped-long", long(RESHAPED), HEADLINE_SEEDS),
     Arm("concatenated-long", long(CONCATENATED), HEADLINE_SEEDS),
-    Arm("concatenated-as-long", long(CONCATENATED, AS_LONG), HEADLINE_SEEDS),
     Arm("sphere-equal-time", IN_EQUAL_TIME, HEADLINE_SEEDS),
 )
+CONCATENATED_LONGEST = Arm("concatenated-as-long", long(CONCATENATED, AS_LONG), HEADLINE_SEEDS)
 ALSO_ON_CPU = (
-    Arm("sphere-cpu", long(SPHERE), seeds=4),
-    Arm("oblique-16-cpu", long(OBLIQUE)),
-    Arm("reshaped-long-cpu", long(RESHAPED)),
-    Arm("concatenated-long-cpu", long(CONCATENATED)),
-    Arm("sphere-equal-time-cpu", IN_EQUAL_TIME),
-    Arm("oblique-as-long-cpu", long(OBLIQUE, AS_LONG)),
+    on_cpu(HEADLINE[0], seeds=4),
+    *(on_cpu(arm, seeds=3) for arm in (HEADLINE[1], LONGER[1], *FACTORS_LONG)),
 )
-# On a CPU too.
-IDLE_LONG = Arm("sphere-idle-long", long(IDLE))
+IDLE_LONG = on_cpu(Arm("sphere-idle-long", long(IDLE)))
 
 
 def _of_spheres(m: int) -> TrainConfig:
@@ -106,9 +104,13 @@ BY_SPHERES = dict(sorted(_NAMES.items()))
 
 
 def findings(results: Results) -> Iterable[Finding]:
-    """The two axes apart: what m norms add at one token, and what m tokens add at one norm."""
-    for claim, first, second in (*_axes(SHORT_CORNERS), *_axes(LONG_CORNERS), *_axes(CPU_CORNERS), *OTHER_CLAIMS):
+    """The two axes apart: what m norms add at one token, and what m tokens add at one norm; then the other claims."""
+    for claim, first, second in _claims():
         yield from found_of(f"exploratory: {claim}", results.compare(first, second))
+
+
+def _claims() -> Iterable[tuple[str, str, str]]:
+    return (*_axes(SHORT_CORNERS), *_axes(LONG_CORNERS), *_axes(CPU_CORNERS), *OTHER_CLAIMS)
 
 
 def _axes(corners: Corners) -> Iterable[tuple[str, str, str]]:
@@ -119,39 +121,36 @@ def _axes(corners: Corners) -> Iterable[tuple[str, str, str]]:
     yield f"m tokens help at m norms, {after}", corners.oblique, corners.reshaped
 
 
-def _sides(corners: Corners) -> list[tuple[str, str]]:
-    return [(first, second) for _, first, second in _axes(corners)]
-
-
 QUESTION = Question(
     name="topology",
     asks="Does a product of spheres serve better than one sphere at the same D, and which part of it: tokens or norms?",
-    arms=(*HEADLINE, *LONGER, *FACTORS_LONG, *FEWER_LONG, *ALSO_ON_CPU, IDLE_LONG, *FACTORS, *OTHERS),
-    contrasts=(
-        ("oblique-16", "sphere-equal-time"),
-        ("concatenated-long", "sphere-equal-time"),
-        ("oblique-16", "sphere-as-long"),
-        *((arm.name, other) for arm in FEWER_LONG for other in ("sphere", "oblique-16")),
-        ("sphere-as-long", "sphere"),
-        ("oblique-as-long", "oblique-16"),
-        ("oblique-as-long", "sphere-as-long"),
-        ("concatenated-as-long", "sphere-as-long"),
-        ("oblique-as-long", "concatenated-as-long"),
-        *_sides(LONG_CORNERS),
-        *_sides(CPU_CORNERS),
-        ("sphere-idle-long", "sphere-cpu"),
-        ("concatenated-long-cpu", "sphere-idle-long"),
-        ("oblique-16-cpu", "sphere-cpu"),
-        ("oblique-16-cpu", "sphere-equal-time-cpu"),
-        ("oblique-as-long-cpu", "oblique-16-cpu"),
-        *((arm.name, arm.name.removesuffix(ON_CPU)) for arm in ALSO_ON_CPU),
-        *((arm.name, "sphere-short") for arm in (*FACTORS, *OTHERS) if arm.name != "sphere-short"),
-        ("oblique-short", "concatenated"),
-        ("oblique-short", "reshaped"),
-        ("oblique-short", "oblique-shared-short"),
+    arms=(
+        *HEADLINE,
+        *LONGER,
+        *FACTORS_LONG,
+        CONCATENATED_LONGEST,
+        *FEWER_LONG,
+        *ALSO_ON_CPU,
+        IDLE_LONG,
+        *FACTORS,
+        *OTHERS,
+    ),
+    contrasts=tuple(
+        dict.fromkeys(
+            (
+                *((first, second) for _, first, second in _claims()),
+                *((arm.name, "oblique-16") for arm in FEWER_LONG),
+                ("sphere-as-long", "sphere"),
+                ("oblique-as-long", "oblique-16"),
+                ("oblique-as-long-cpu", "oblique-16-cpu"),
+                *((arm.name, arm.name.removesuffix(ON_CPU)) for arm in ALSO_ON_CPU),
+                *((arm.name, "sphere-short") for arm in (*FACTORS, *OTHERS) if arm.name != "sphere-short"),
+                ("oblique-short", "oblique-shared-short"),
+            )
+        )
     ),
     primary=("oblique-16", "sphere"),
-    curves=tuple(arm.name for arm in (*HEADLINE, *LONGER, *FACTORS_LONG)),
+    curves=tuple(arm.name for arm in (*HEADLINE, *LONGER, *FACTORS_LONG, CONCATENATED_LONGEST)),
     spaces=("sphere", "oblique-16"),
     findings=findings,
 )

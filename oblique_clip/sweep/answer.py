@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..config import read_json, to_json, write_json
+from ..config import read_json, read_run_config, to_json, write_json
 from ..errors import UserError
 from ..files import write_whole
 from ..page.render import data_address, render
 from ..page.runs import Grid
+from ..resume import differences as changes
 from .pictures import draw_curves, draw_forest
-from .question import Finding, open_question
-from .results import HEADLINES, MEASURES, Difference, Measure, Results, found_of, points
+from .question import Finding, open_question, shipped_questions
+from .results import COMPARED, HEADLINES, MEASURES, Difference, Measure, Results, found_of, points
 from .spaces import rows_of
 from .statistics import Interval
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS = "results.json"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,31 @@ class Table:
 
 
 def tables(results: Results, measures: Sequence[Measure] = MEASURES) -> Iterator[Table]:
-    """Means with half of their 95 % interval, every seed, differences, and what the runs took."""
+    """Means with half of their 95 % interval, every seed, differences, what sets arms apart, and what the runs took."""
     asked = [m for m in measures if any(results.values(arm.name, m) for arm in results.begun)]
-    yield Table("Mean over seeds ± half of its 95 % interval, in %", *_rows(results, asked, _mean))
+    yield means(results, asked)
     yield Table("Every seed, in %", *_rows(results, asked, _every))
-    yield differences(results, [m for m in asked if m in MEASURES[:7]])
+    if results.question.contrasts or results.question.primary:
+        yield differences(results, [m for m in asked if m in COMPARED])
+    yield settings(results)
     yield costs(results)
     if results.question.spaces:
         yield spaces(results)
+
+
+def means(results: Results, measures: Sequence[Measure]) -> Table:
+    """A row an arm, with half of the 95 % interval of each mean."""
+    return Table("Mean over seeds ± half of its 95 % interval, in %", *_rows(results, measures, _mean))
+
+
+def settings(results: Results) -> Table:
+    """In which settings each arm is another than the first."""
+    first, *others = results.begun
+    rows = [(first.name, "-")]
+    for arm in others:
+        changed = (f"{name} {after}" for name, _, after in changes(first.config, arm.config))
+        rows.append((arm.name, ", ".join(changed) or "none"))
+    return Table(f"Settings that are others than those of {first.name}", ("arm", "settings"), tuple(rows))
 
 
 def spaces(results: Results) -> Table:
@@ -59,7 +78,7 @@ def spaces(results: Results) -> Table:
 
 
 def _rows(
-    results: Results, measures: Sequence[Measure], cell: Any
+    results: Results, measures: Sequence[Measure], cell: Callable[[Results, str, Measure], str]
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     headings = ("arm", "seeds", *(measure.title for measure in measures))
     rows = [
@@ -145,11 +164,32 @@ def costs(results: Results) -> Table:
 
 def findings(results: Results) -> list[Finding]:
     """The primary contrast on both headline measures, where it is asked for, then what the question itself finds."""
-    primary = results.question.primary
+    question = results.question
     found: list[Finding] = []
-    for one in results.compare(*primary) if primary else ():
+    for one in results.compare(*question.primary) if question.primary else ():
         found += found_of(f"primary: {one.first} is better than {one.second} on {one.measure.title}", [one])
-    return [*found, *results.question.findings(results)]
+    return [*found, *(_of_contrasts(results) if question.findings is None else _own(results, question.findings))]
+
+
+def _of_contrasts(results: Results) -> Iterator[Finding]:
+    for first, second in results.question.contrasts:
+        if (first, second) != results.question.primary:
+            yield from found_of(f"{first} is better than {second}", results.compare(first, second))
+
+
+def _own(results: Results, part: Callable[[Results], Iterable[T]]) -> list[T]:
+    """What the question's own code makes of its runs.
+
+    Raises:
+        UserError: where the code of a question that did not ship fails.
+    """
+    try:
+        return list(part(results))
+    except Exception as error:
+        if results.question.source in shipped_questions() or isinstance(error, UserError):
+            raise
+        said = f"{type(error).__name__}: {error}"
+        raise UserError(f"{results.question.source}: {part.__name__} cannot be run: {said}") from error
 
 
 def pictures(results: Results) -> dict[str, Figure]:
@@ -157,23 +197,32 @@ def pictures(results: Results) -> dict[str, Figure]:
     return {
         "headlines": draw_forest(results),
         "curves": draw_curves(results),
-        **dict(results.question.pictures(results)),
+        **dict(_own(results, results.question.pictures)),
     }
 
 
 def summary(results: Results) -> dict[str, Any]:
-    """Everything that was found, as JSON: configurations, every run's figures, differences and verdicts."""
+    """Everything that was found, as JSON: configurations, every run's figures, differences and verdicts.
+
+    A configuration is that of the arm's first finished run, which a sweep of another --length has too.
+    """
     question = results.question
     arms = {}
     for arm in results.begun:
         figures = {m.title: results.values(arm.name, m) for m in MEASURES}
-        config = {name: value for name, value in to_json(arm.config).items() if name not in ("out", "seed", "device")}
-        arms[arm.name] = {"config": config, "figures": {title: own for title, own in figures.items() if own}}
+        ran = read_run_config(next(iter(results.runs(arm.name).values())).folder)
+        config = {
+            name: value for name, value in to_json(ran).items() if name not in ("out", "seed", "device", "threads")
+        }
+        arms[arm.name] = {
+            "config": _without_infinity(config),
+            "figures": {title: own for title, own in figures.items() if own},
+        }
     told = [
         {
             "first": one.first, "second": one.second, "measure": one.measure.title, "sign": one.sign,
             "seeds": one.seeds,
-            "over_seeds": vars(one.over_seeds), "over_classes": one.over_classes and vars(one.over_classes),
+            "over_seeds": _ends(one.over_seeds), "over_classes": _ends(one.over_classes),
         }
         for one in contrasts(results, MEASURES)
     ]  # fmt: skip
@@ -181,6 +230,17 @@ def summary(results: Results) -> dict[str, Any]:
     seeds = {arm.name: arm.seeds for arm in question.arms}
     return {"format_version": 1, "question": question.name, "source": question.source, "asks": question.asks,
             "seeds": seeds, "findings": verdicts, "contrasts": told, "arms": arms}  # fmt: skip
+
+
+def _ends(found: Interval | None) -> dict[str, float | None] | None:
+    """A single value has no ends, and JSON no infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in vars(found).items()} if found else None
+
+
+def _without_infinity(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_infinity(own) for name, own in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_answer(results: Results) -> Path:
@@ -206,10 +266,16 @@ def rebuild(folder: Path) -> Path:
     """Write an answer again, from the runs beside its folder.
 
     Raises:
-        UserError: where its question is gone, or none of its runs is finished.
+        UserError: where its question is gone or has other arms, or none of its runs is finished.
     """
     before = read_json(folder / RESULTS)
+    if not {"source", "seeds"} <= before.keys():
+        raise UserError(f"{folder / RESULTS} is not what a sweep writes")
+    if before["source"] not in shipped_questions() and not Path(before["source"]).is_file():
+        raise UserError(f"{folder} answers a question of {before['source']}, which is gone")
     question = open_question(before["source"])
+    if gone := sorted(before["seeds"].keys() - {arm.name for arm in question.arms}):
+        raise UserError(f"{before['source']} has no arm {gone[0]} any more, which {folder} answers with")
     arms = tuple(replace(arm, seeds=before["seeds"].get(arm.name, arm.seeds)) for arm in question.arms)
     results = Results(replace(question, arms=arms), folder.parent)
     if not results.begun:
@@ -240,6 +306,7 @@ def _html(results: Results, drawn: Sequence[Path]) -> str:
         "answer.html.jinja",
         title=results.question.asks,
         missing=unfinished(results),
+        command=f"oblique-clip ablate --preset {results.question.source} --out {results.out}",
         findings=findings(results),
         pictures=[(path.stem, data_address(path.read_bytes(), "png")) for path in drawn],
         tables=[Grid(table.title, table.headings, table.rows) for table in tables(results)],
@@ -249,17 +316,19 @@ def _html(results: Results, drawn: Sequence[Path]) -> str:
 def print_answer(results: Results) -> None:
     """Headline means, differences and verdicts on the terminal."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table as RichTable
 
     console = Console()
-    means, _, ahead, *_ = tables(results, HEADLINES)
-    for table in (means, ahead):
+    for table in (means(results, HEADLINES), differences(results, HEADLINES)):
         shown = RichTable(*table.headings, title=table.title, title_justify="left")
         for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown)
+            shown.add_row(*(escape(cell) for cell in row))
+        if table.rows:
+            console.print(shown)
     for finding in findings(results):
-        console.print(f"[bold]{finding.verdict}[/bold]: {finding.claim}\n  {finding.sentence}", highlight=False)
+        said = escape(f"{finding.claim}\n  {finding.sentence}")
+        console.print(f"[bold]{finding.verdict}[/bold]: {said}", highlight=False)
 
 
 def unfinished(results: Results) -> int:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Callable, Iterable
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from .results import Results
 
 Verdict = Literal["supported", "not supported", "undecided"]
+PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Arm:
     name: str
     """Names its folder, and its row in tables."""
     config: TrainConfig
+    """A `device` that is not auto holds the arm to it, whatever the sweep is given."""
     seeds: int = 3
     """How many runs there are of it, of seeds 0, 1, 2, ..."""
 
@@ -74,19 +78,21 @@ def of_signs(signs: Iterable[str]) -> Verdict:
 
 
 def of_tests(held: Iterable[bool]) -> Verdict:
-    """The verdict on a claim by one or more tests of it: all have to hold, and none does where it is not supported.
+    """The verdict on a claim by tests of it: all hold where it is supported, and none where it is not supported.
+
+    Without any test it is undecided.
 
     Examples:
         >>> from oblique_clip.sweep.question import of_tests
-        >>> of_tests([True, True]), of_tests([True, False]), of_tests([False])
-        ('supported', 'undecided', 'not supported')
+        >>> of_tests([True, True]), of_tests([True, False]), of_tests([False]), of_tests([])
+        ('supported', 'undecided', 'not supported', 'undecided')
     """
     found = list(held)
-    return "supported" if all(found) else "undecided" if any(found) else "not supported"
+    return "undecided" if not found or any(found) != all(found) else "supported" if all(found) else "not supported"
 
 
 def nothing(results: Results) -> Iterable[Any]:
-    """For questions without findings or pictures of their own."""
+    """For questions without pictures of their own."""
     return ()
 
 
@@ -114,10 +120,11 @@ class Question:
     asks: str
     arms: tuple[Arm, ...]
     contrasts: tuple[tuple[str, str], ...] = ()
-    """Pairs of arms, compared run by run on every measure: how far the first is ahead of the second."""
+    """Pairs of arms, compared run by run: how far the first is ahead of the second."""
     primary: tuple[str, str] | None = None
     """The one contrast that was named before any test picture was looked at; all else is exploratory."""
-    findings: Callable[[Results], Iterable[Finding]] = nothing
+    findings: Callable[[Results], Iterable[Finding]] | None = None
+    """What is said of the runs; where it is not given, of each contrast that the first arm is better."""
     pictures: Callable[[Results], Iterable[tuple[str, Figure]]] = nothing
     """Names and figures, drawn from finished runs."""
     curves: tuple[str, ...] = ()
@@ -184,27 +191,44 @@ def open_question(name: str) -> Question:
     path = Path(name)
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"--preset takes {', '.join(shipped_questions())}, all, or a Python file, not {name!r}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"oblique_clip_question_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up there.
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
-    return replace(_question_in(module, str(path)), source=str(path))
+    return replace(_question_in(module, str(path)), source=str(path.resolve()))
 
 
 def _question_in(module: Any, where: str) -> Question:
     question = getattr(module, "QUESTION", None)
     if not isinstance(question, Question):
         raise UserError(f"{where} has no QUESTION, which oblique_clip.sweep.question.Question would make")
-    names = [arm.name for arm in question.arms]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"{where}: two arms are called {twice[0]}")
-    pairs = (*question.contrasts, *([question.primary] if question.primary else []))
-    compared = {name for pair in pairs for name in pair}
-    if unknown := sorted(compared - set(names)):
-        raise UserError(f"{where}: a contrast names {unknown[0]}, which is no arm")
+    if mistake := next(_mistakes(question), None):
+        raise UserError(f"{where}: {mistake}")
     return question
+
+
+def _mistakes(question: Question) -> Iterator[str]:
+    """What is wrong with a question, in the order in which it can be told."""
+    if not question.arms or not all(isinstance(arm, Arm) for arm in question.arms):
+        yield "arms has to be a tuple of one or more Arm"
+        return
+    names = [arm.name for arm in question.arms]
+    unfit = [name for name in (question.name, *names) if not PLAIN.fullmatch(name)]
+    yield from (f"{name!r} does not name a folder; letters, digits, '.', '_' and '-' do" for name in unfit)
+    yield from (f"two arms are called {name}" for name in names if names.count(name) > 1)
+    yield from (f"{arm.name} has {arm.seeds} seeds; it needs one or more" for arm in question.arms if arm.seeds < 1)
+    if question.name in names:
+        yield f"the question and an arm are both called {question.name}"
+    pairs = (*question.contrasts, *([question.primary] if question.primary else []))
+    others = [pair for pair in pairs if not isinstance(pair, tuple) or len(pair) != 2]
+    yield from (f"{pair!r} is no contrast, which is a tuple of two arms" for pair in others)
+    named = {"a contrast": sum(pairs, ()), "curves": question.curves, "spaces": question.spaces}
+    for what, arms in named.items():
+        yield from (f"{what} names {name}, which is no arm" for name in arms if name not in names)

@@ -18,6 +18,8 @@ from ..signals import Stopped, watched
 from .results import is_done
 
 POLL_SECONDS = 0.5
+# What a run takes is not learnt from one that had little left to do.
+LEARNT_BELOW = 0.5
 LOG = "worker.log"
 """In a run folder: what its process said."""
 
@@ -90,6 +92,7 @@ def run_queue(
     """
     queue = _Queue([folder for folder in folders if not is_done(folder)], places, command)
     before = len(folders) - len(queue.waiting)
+    show(Progress(before, 0, len(folders), {}, math.inf if queue.waiting else 0.0))
     with watched() as signals:
         try:
             while queue.waiting or queue.jobs:
@@ -137,7 +140,9 @@ class _Queue:
             del self.jobs[place]
             if is_done(job.folder):
                 self.done += 1
-                self._took[job.folder.parent.name].append((time.monotonic() - job.began) / (1 - job.share_before))
+                if job.share_before < LEARNT_BELOW:
+                    whole = (time.monotonic() - job.began) / (1 - job.share_before)
+                    self._took[job.folder.parent.name].append(whole)
             else:
                 self.failed.append(job.folder)
 

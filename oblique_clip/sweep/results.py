@@ -13,6 +13,7 @@ import numpy as np
 
 from ..columns import value_at
 from ..config import read_json
+from ..errors import UserError
 from ..figures import read_metrics
 from .question import Arm, Finding, Question, of_signs
 from .statistics import Interval, over_classes, paired, t_interval
@@ -56,7 +57,8 @@ MEASURES = (
     Measure("Fluent calibration error", ("evaluation", "family", "ece")),
     Measure("validation top-1", ("validation", "top1")),
 )
-HEADLINES = MEASURES[:2]
+HEADLINES, COMPARED = MEASURES[:2], MEASURES[:7]
+"""What verdicts are of, and what arms are compared by on a question's page."""
 
 
 class Run:
@@ -100,6 +102,8 @@ class Results:
     def runs(self, arm: str) -> dict[int, Run]:
         """Finished runs of an arm, by seed, among those that the question asks for."""
         if arm not in self._runs:
+            if arm not in {one.name for one in self.question.arms}:
+                raise UserError(f"the question {self.question.name} has no arm {arm}")
             seeds = range(next(one.seeds for one in self.question.arms if one.name == arm))
             folders = {seed: folder_of(self.out, arm, seed) for seed in seeds}
             self._runs[arm] = {seed: Run(folder, seed) for seed, folder in folders.items() if is_done(folder)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +15,16 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
-from ..config import TrainConfig, check_folder, read_run_config, to_json, write_json
+from ..checkpoint import LAST
+from ..config import TrainConfig, check_folder, check_ranges, read_json, read_run_config, to_json, write_json
 from ..device import pick_device
 from ..errors import UserError
 from ..resume import differences
+from ..topology import parse_topology
 from .answer import write_answer
 from .question import Arm, Question, open_question, shipped_questions
 from .queue import Command, Place, Progress, run_queue, what_it_said
-from .results import Results, folder_of
+from .results import JUDGED, Results, folder_of, is_done
 
 if TYPE_CHECKING:
     from ..ablate import AblateConfig
@@ -47,15 +49,18 @@ def sweep(config: AblateConfig) -> dict[str, Any]:
         raise UserError(f"--built {config.built} has no shards; see experiments/data/README.md")
     names = shipped_questions() if config.preset == "all" else (str(config.preset),)
     questions = [_asked(open_question(name), config) for name in names]
-    folders = _prepare(questions, config.out)
     places = places_of(config.device, config.jobs, config.threads)
+    runs = _prepare(questions, config.out)
+    if config.built is not None:
+        _judge_again(runs)
+    held = {folder: run.device for folder, run in runs.items() if run.device != "auto"}
     with shown_progress(config.out) as show:
-        failed = run_queue(folders, places, command_of(config.built), show)
+        failed = run_queue(list(runs), places, command_of(config.built, held=held), show)
     known = [results for question in questions if (results := Results(question, config.out)).begun]
     pages = {results.question.name: str(write_answer(results)) for results in known}
     if failed:
         said = "; ".join(f"{folder}: {what_it_said(folder)}" for folder in failed[:3])
-        raise UserError(f"{len(failed)} of {len(folders)} runs failed: {said}; the same command tries them again")
+        raise UserError(f"{len(failed)} of {len(runs)} runs failed: {said}; the same command tries them again")
     return pages
 
 
@@ -73,11 +78,11 @@ def _asked_arm(arm: Arm, seeds: int | None, length: float) -> Arm:
     return replace(arm, config=replace(arm.config, optim=optim), seeds=arm.seeds if seeds is None else seeds)
 
 
-def _prepare(questions: Sequence[Question], out: Path) -> list[Path]:
-    """Write the configuration of every run that has none; folders in the order in which they are begun.
+def _prepare(questions: Sequence[Question], out: Path) -> dict[Path, TrainConfig]:
+    """Write the configuration of every run that has none; runs by their folders, in the order in which they are begun.
 
     First the arms of primary contrasts, then the first seed of every arm, so that a sweep that is stopped has something
-    of each.
+    of each. Nothing is written where one of them cannot be run.
     """
     runs: dict[Path, TrainConfig] = {}
     for question in questions:
@@ -85,16 +90,33 @@ def _prepare(questions: Sequence[Question], out: Path) -> list[Path]:
             for seed in range(arm.seeds):
                 folder = folder_of(out, arm.name, seed)
                 run = replace(arm.config, out=folder, seed=seed)
+                check_ranges(run)
+                parse_topology(run.model.topology)
                 if runs.setdefault(folder, run) != run:
                     raise UserError(f"{question.name} has an arm {arm.name} that is another in a question before it")
-    for folder, run in runs.items():
-        if (folder / "config.json").exists():
-            _refuse_other(run)
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "config.json", to_json(run))
+    known = {folder for folder in runs if (folder / "config.json").exists()}
+    for folder in known:
+        _refuse_other(runs[folder])
+    for folder in runs.keys() - known:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", to_json(runs[folder]))
     primary = {arm for question in questions for arm in question.primary or ()}
-    return sorted(runs, key=lambda folder: (folder.parent.name not in primary, runs[folder].seed))
+    order = sorted(runs, key=lambda folder: (folder.parent.name not in primary, runs[folder].seed))
+    return {folder: runs[folder] for folder in order}
+
+
+def _judge_again(folders: Iterable[Path]) -> None:
+    """Have runs judged on built shards too that were judged before without them.
+
+    Raises:
+        UserError: where the last checkpoint of one is gone.
+    """
+    old = [folder for folder in folders if is_done(folder) and not read_json(folder / JUDGED)["built"]]
+    for folder in old:
+        if not (folder / "checkpoints" / LAST).exists():
+            raise UserError(f"{folder} was judged without --built, and its last checkpoint is gone; leave --built out")
+    for folder in old:
+        (folder / JUDGED).unlink()
 
 
 def _refuse_other(run: TrainConfig) -> None:
@@ -113,8 +135,8 @@ def places_of(device: str, jobs: int, threads: int) -> list[Place]:
         >>> places_of("cpu", jobs=2, threads=3)
         [Place(number=0, device='cpu', threads=3), Place(number=1, device='cpu', threads=3)]
     """
-    if device == "auto":
-        device = pick_device(device).type
+    picked = pick_device(device).type
+    device = picked if device == "auto" else device
     if device == "cuda":
         gpus = torch.cuda.device_count()
         return [Place(i, f"cuda:{i % max(1, gpus)}", threads) for i in range(jobs or gpus or 1)]
@@ -125,11 +147,15 @@ def places_of(device: str, jobs: int, threads: int) -> list[Place]:
     return [Place(i, device, threads or max(1, cores // count)) for i in range(count)]
 
 
-def command_of(built: Path | None = None, test: bool = True) -> Command:
-    """What trains and judges a run; see `worker.Work` for the two settings."""
+def command_of(built: Path | None = None, test: bool = True, held: Mapping[Path, str] | None = None) -> Command:
+    """What trains and judges a run; see `worker.Work` for the first two settings.
+
+    Args:
+        held: devices of runs that are held to one, wherever they are placed.
+    """
 
     def command(folder: Path, place: Place) -> list[str]:
-        flags = ["--device", place.device, "--threads", str(place.threads), "--tied"]
+        flags = ["--device", (held or {}).get(folder, place.device), "--threads", str(place.threads), "--tied"]
         flags += [] if built is None else ["--built", str(built)]
         flags += [] if test else ["--no-test"]
         return [sys.executable, "-W", "ignore", "-m", "oblique_clip.sweep.worker", str(folder), *flags]
@@ -169,9 +195,11 @@ def time_left(seconds: float) -> str:
 
     Examples:
         >>> from oblique_clip.sweep.run import time_left
-        >>> time_left(7500.0), time_left(50.0), time_left(float("inf"))
-        ('about 2 h 5 min left', 'about 1 min left', 'time left not known yet')
+        >>> time_left(7500.0), time_left(50.0), time_left(0.0), time_left(float("inf"))
+        ('about 2 h 5 min left', 'about 1 min left', 'nothing left', 'time left not known yet')
     """
+    if seconds == 0:
+        return "nothing left"
     if not math.isfinite(seconds):
         return "time left not known yet"
     minutes = max(1, round(seconds / 60))

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from filelock import FileLock
 
 from ..cli import run_script
 from ..config import read_run_config
 from ..files import write_whole
-from .results import JUDGED
+from .results import JUDGED, is_done
+
+LOCK = "run.lock"
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,16 @@ def main(work: Work) -> None:
 
     if work.tied:
         threading.Thread(target=_stop_with_input, daemon=True).start()
-    config = replace(read_run_config(work.run), out=work.run, device=work.device, threads=work.threads)
-    keep_freed_memory()
-    if not (work.run / "result.json").exists():
-        train(config, quiet=True, resume=True)
-    # In one line: the counts of some thousand classes are not to be read.
-    write_whole(work.run / JUDGED, json.dumps(judged(work), separators=(",", ":")) + "\n")
+    # Questions share arms, so that another sweep may be at the same run; what it leaves to do is done after it.
+    with FileLock(work.run / LOCK):
+        if is_done(work.run):
+            return
+        config = replace(read_run_config(work.run), out=work.run, device=work.device, threads=work.threads)
+        keep_freed_memory()
+        if not (work.run / "result.json").exists():
+            train(config, quiet=True, resume=True)
+        # In one line: the counts of some thousand classes are not to be read.
+        write_whole(work.run / JUDGED, json.dumps(judged(work), separators=(",", ":")) + "\n")
 
 
 def judged(work: Work) -> dict[str, Any]:
