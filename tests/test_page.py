@@ -197,7 +197,9 @@ def test_nothing_that_a_run_says_becomes_markup(tmp_path: Path) -> None:
 
 def test_a_sweeps_answer_is_escaped_on_the_same_page() -> None:
     finding = Finding(SCRIPT, "supported", SCRIPT)
-    page = render("answer.html.jinja", title=SCRIPT, missing=0, findings=[finding], pictures=[], tables=[])
+    page = render(
+        "answer.html.jinja", title=SCRIPT, command=SCRIPT, missing=0, findings=[finding], pictures=[], tables=[]
+    )
     assert SCRIPT not in page and Tags(page).elements.count("script") == 1
 
 

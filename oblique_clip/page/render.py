@@ -27,7 +27,8 @@ def render(template: str, **values: Any) -> str:
 
     Examples:
         >>> from oblique_clip.page.render import render
-        >>> page = render("answer.html.jinja", title="1 < 2?", missing=0, findings=[], pictures=[], tables=[])
+        >>> nothing = {"missing": 0, "findings": [], "pictures": [], "tables": []}
+        >>> page = render("answer.html.jinja", title="1 < 2?", command="compare 1 2", **nothing)
         >>> "<h1>1 &lt; 2?</h1>" in page
         True
     """

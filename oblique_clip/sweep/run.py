@@ -111,7 +111,7 @@ def _judge_again(folders: Iterable[Path]) -> None:
     Raises:
         UserError: where the last checkpoint of one is gone.
     """
-    old = [folder for folder in folders if is_done(folder) and not read_json(folder / JUDGED)["built"]]
+    old = [folder for folder in folders if is_done(folder) and not read_json(folder / JUDGED).get("built")]
     for folder in old:
         if not (folder / "checkpoints" / LAST).exists():
             raise UserError(f"{folder} was judged without --built, and its last checkpoint is gone; leave --built out")
