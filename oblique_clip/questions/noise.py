@@ -89,7 +89,7 @@ GRIDS = {
     rate: tuple(arm for level in LEVELS for arm in both(suffix(level, rate), **noisy(level, rate)))
     for rate in (SLOW, FAST)
 }
-"""All levels, at the least rate and at one at which starts were found to meet."""
+"""All levels, at the least rate and at one at which starts nearly meet."""
 STARTING = (
     *all_started(SLOW),
     *all_started(QUICK),

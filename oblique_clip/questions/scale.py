@@ -33,23 +33,24 @@ def pair(suffix: str) -> Pair:
     return f"oblique-{suffix}", f"sphere-{suffix}"
 
 
+PRIMARY: Pair = ("oblique-16", "sphere")
 AXES: dict[str, dict[float, Pair]] = {
     "share of the pairs": {
         **{share: pair(f"data-{name.replace('/', '-')}") for name, share in SHARES.items()},
         1.0: pair("short"),
     },
     "width of the towers": {128: pair("short"), 192: pair("wide")},
-    "width, after 3,000 steps": {128: ("oblique-16", "sphere"), 192: pair("wide-long")},
-    "pairs, after 3,000 steps": {9662: ("oblique-16", "sphere"), 41457: pair("larger")},
+    "width, after 3,000 steps": {128: PRIMARY, 192: pair("wide-long")},
+    "pairs, after 3,000 steps": {9662: PRIMARY, 41457: pair("larger")},
     "steps": {arms[0].config.optim.steps or 0: (arms[1].name, arms[0].name) for arms in (SHORT, HEADLINE, LONGER)},
 }
 GROWTH = {
     "data": (pair("data-1-8"), pair("short")),
     "width": (pair("short"), pair("wide")),
-    "width, after 3,000 steps": (("oblique-16", "sphere"), pair("wide-long")),
-    "data, from the shipped pairs to 41,457 of the larger set": (("oblique-16", "sphere"), pair("larger")),
-    "length": (pair("short"), ("oblique-16", "sphere")),
-    "length beyond 3,000 steps": (("oblique-16", "sphere"), pair("as-long")),
+    "width, after 3,000 steps": (PRIMARY, pair("wide-long")),
+    "data, from the shipped pairs to 41,457 of the larger set": (PRIMARY, pair("larger")),
+    "length": (pair("short"), PRIMARY),
+    "length beyond 3,000 steps": (PRIMARY, pair("as-long")),
 }
 """Small and large end of each axis."""
 

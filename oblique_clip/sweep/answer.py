@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..config import read_json, read_run_config, to_json, write_json
+from ..config import read_json, to_json, write_json
 from ..errors import UserError
 from ..files import write_whole
 from ..page.render import data_address, render
@@ -17,7 +17,7 @@ from ..page.runs import Grid
 from ..resume import differences as changes
 from .pictures import draw_curves, draw_forest
 from .question import Finding, open_question, shipped_questions
-from .results import COMPARED, HEADLINES, MEASURES, Difference, Measure, Results, found_of, points
+from .results import COMPARED, ELSEWHERE, HEADLINES, MEASURES, Difference, Measure, Results, found_of, points
 from .spaces import rows_of
 from .statistics import Interval
 
@@ -65,7 +65,8 @@ def settings(results: Results) -> Table:
     first, *others = results.begun
     rows = [(first.name, "-")]
     for arm in others:
-        changed = (f"{name} {after}" for name, _, after in changes(first.config, arm.config))
+        found = changes(results.config(first.name), results.config(arm.name))
+        changed = (f"{name} {after}" for name, _, after in found if name not in (*ELSEWHERE, "seed"))
         rows.append((arm.name, ", ".join(changed) or "none"))
     return Table(f"Settings that are others than those of {first.name}", ("arm", "settings"), tuple(rows))
 
@@ -202,18 +203,13 @@ def pictures(results: Results) -> dict[str, Figure]:
 
 
 def summary(results: Results) -> dict[str, Any]:
-    """Everything that was found, as JSON: configurations, every run's figures, differences and verdicts.
-
-    A configuration is that of the arm's first finished run, which a sweep of another --length has too.
-    """
+    """Everything that was found, as JSON: configurations, every run's figures, differences and verdicts."""
     question = results.question
     arms = {}
     for arm in results.begun:
         figures = {m.title: results.values(arm.name, m) for m in MEASURES}
-        ran = read_run_config(next(iter(results.runs(arm.name).values())).folder)
-        config = {
-            name: value for name, value in to_json(ran).items() if name not in ("out", "seed", "device", "threads")
-        }
+        ran = to_json(results.config(arm.name))
+        config = {name: value for name, value in ran.items() if name not in (*ELSEWHERE, "seed")}
         arms[arm.name] = {
             "config": _without_infinity(config),
             "figures": {title: own for title, own in figures.items() if own},

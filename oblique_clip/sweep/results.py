@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..columns import value_at
-from ..config import read_json
+from ..config import TrainConfig, read_json, read_run_config
 from ..errors import UserError
 from ..figures import read_metrics
 from .question import Arm, Finding, Question, of_signs
@@ -20,6 +20,8 @@ from .statistics import Interval, over_classes, paired, t_interval
 
 JUDGED = "judged.json"
 """In a run folder: every evaluation of its last step, see `worker`."""
+ELSEWHERE = ("out", "device", "threads")
+"""Settings of a run that decide no figure."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,17 @@ class Results:
     def runs(self, arm: str) -> dict[int, Run]:
         """Finished runs of an arm, by seed, among those that the question asks for."""
         if arm not in self._runs:
-            if arm not in {one.name for one in self.question.arms}:
+            asked = next((one for one in self.question.arms if one.name == arm), None)
+            if asked is None:
                 raise UserError(f"the question {self.question.name} has no arm {arm}")
-            seeds = range(next(one.seeds for one in self.question.arms if one.name == arm))
+            seeds = range(asked.seeds)
             folders = {seed: folder_of(self.out, arm, seed) for seed in seeds}
             self._runs[arm] = {seed: Run(folder, seed) for seed, folder in folders.items() if is_done(folder)}
         return self._runs[arm]
+
+    def config(self, arm: str) -> TrainConfig:
+        """What the first finished run of an arm was trained with, which under another --length is not the arm's own."""
+        return read_run_config(next(iter(self.runs(arm).values())).folder)
 
     @property
     def begun(self) -> list[Arm]:

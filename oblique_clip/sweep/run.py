@@ -24,13 +24,10 @@ from ..topology import parse_topology
 from .answer import write_answer
 from .question import Arm, Question, open_question, shipped_questions
 from .queue import Command, Place, Progress, run_queue, what_it_said
-from .results import JUDGED, Results, folder_of, is_done
+from .results import ELSEWHERE, JUDGED, Results, folder_of, is_done
 
 if TYPE_CHECKING:
     from ..ablate import AblateConfig
-
-# Settings that decide no figure.
-ELSEWHERE = ("out", "device", "threads")
 
 
 def sweep(config: AblateConfig) -> dict[str, Any]:
@@ -87,11 +84,11 @@ def _prepare(questions: Sequence[Question], out: Path) -> dict[Path, TrainConfig
     runs: dict[Path, TrainConfig] = {}
     for question in questions:
         for arm in question.arms:
+            check_ranges(arm.config)
+            parse_topology(arm.config.model.topology)
             for seed in range(arm.seeds):
                 folder = folder_of(out, arm.name, seed)
                 run = replace(arm.config, out=folder, seed=seed)
-                check_ranges(run)
-                parse_topology(run.model.topology)
                 if runs.setdefault(folder, run) != run:
                     raise UserError(f"{question.name} has an arm {arm.name} that is another in a question before it")
     known = {folder for folder in runs if (folder / "config.json").exists()}
